@@ -1,0 +1,342 @@
+//! The configuration file: what every key means, its unit and its default.
+//!
+//! The structs are the reference: `config/reference.toml` is kept equal to their defaults by a
+//! test. Parsing and validation are pure; only [`Config::load`] reads a file. All problems are
+//! reported at once, with file, line and column. Names are PgBouncer's where the meaning is
+//! (then seconds, fractions allowed); pgward's own keys carry their unit.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::route::GuardMode;
+
+/// The whole file, `pgward.toml`.
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// The shard map's file, relative to this one.
+    pub shard_map: PathBuf,
+    /// The users file, relative to this one.
+    pub users: PathBuf,
+    /// Where clients connect.
+    pub listen: Listen,
+    /// How clients log in.
+    pub auth: Auth,
+    /// Server connections.
+    pub pool: Pool,
+    /// Reads, replicas and the analysis cache.
+    pub routing: Routing,
+    /// What a statement must say.
+    pub guard: Guard,
+    /// Probing of hosts.
+    pub health: Health,
+    /// The admin console.
+    pub admin: Admin,
+    /// `/metrics`, `/healthz`, `/readyz`.
+    pub metrics: Metrics,
+    /// Logs.
+    pub log: Log,
+}
+
+/// `[listen]`
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Listen {
+    /// IP address to listen on. Beyond loopback, `insecure = true` is needed while TLS is off.
+    pub listen_addr: std::net::IpAddr,
+    /// TCP port; 0 takes a free one (tests).
+    pub listen_port: u16,
+    /// Clients that may be connected at once; one more gets 53300.
+    pub max_client_conn: usize,
+    /// Seconds from the first byte to ReadyForQuery; then the connection is dropped.
+    pub client_login_timeout: f64,
+    /// Connections of one address that may be logging in at once.
+    pub max_logins_per_address: usize,
+    /// Threads that carry sessions; 0 means one per core.
+    pub worker_threads: usize,
+    /// Allow clear text or `trust` beyond loopback.
+    pub insecure: bool,
+    /// Largest message of a client, in bytes.
+    pub max_packet_size: usize,
+}
+
+/// `[auth]`
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Auth {
+    /// How clients prove who they are.
+    pub auth_type: AuthType,
+    /// SCRAM iterations for users whose secret is kept in plain text.
+    pub scram_iterations: u32,
+}
+
+/// `[auth] auth_type`
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+pub enum AuthType {
+    /// No proof: any user of the users file.
+    #[serde(rename = "trust")]
+    Trust,
+    /// SCRAM-SHA-256.
+    #[serde(rename = "scram-sha-256")]
+    ScramSha256,
+}
+
+/// `[pool]`
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Pool {
+    /// When a server goes back to its pool. Only `transaction` so far.
+    pub pool_mode: PoolMode,
+    /// Server connections to the primary of a shard, per server user.
+    pub default_pool_size: usize,
+    /// Server connections to each replica, per server user; 0 means as `default_pool_size`.
+    pub replica_pool_size: usize,
+    /// Idle connections that are kept open.
+    pub min_pool_size: usize,
+    /// Seconds a client may wait for a server; then 57014, and the connection stays. 0: for ever.
+    pub query_wait_timeout: f64,
+    /// Seconds after which a server connection is closed when it comes back (spread by up to 10 %).
+    pub server_lifetime: f64,
+    /// Seconds after which an idle server connection is closed.
+    pub server_idle_timeout: f64,
+    /// Seconds that a connect and login to a server may take.
+    pub server_connect_timeout: f64,
+    /// Seconds for which a failed connect is remembered and answered at once.
+    pub server_login_retry: f64,
+    /// Share of a pool that one hospital may hold while others wait, 0 to 1.
+    pub max_hospital_share: f64,
+    /// Prepared statements kept on each server connection; 0 keeps none beyond its client's.
+    pub max_prepared_statements: usize,
+    /// Prepared statements that one client may hold.
+    pub max_client_statements: usize,
+    /// Clients that may wait for one pool; one more gets 53300.
+    pub max_waiting: usize,
+    /// Seconds for which a server whose client vanished may finish its answer before it is closed.
+    pub cancel_wait_timeout: f64,
+}
+
+/// `[pool] pool_mode`
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PoolMode {
+    /// A client keeps its server until it leaves.
+    Session,
+    /// A client keeps its server for a transaction.
+    Transaction,
+    /// As `transaction`, and transaction blocks are refused.
+    Statement,
+}
+
+/// `[routing]`
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Routing {
+    /// When a read may use a replica.
+    pub consistency: Consistency,
+    /// For `bounded`: how far a replica may be behind, in ms; at least 2.5 freshness intervals.
+    pub max_replica_lag_ms: u64,
+    /// How a replica is chosen among those that are fresh enough.
+    pub replica_choice: ReplicaChoice,
+    /// Region of this pgward; its replicas are taken first. Empty: no preference.
+    pub region: String,
+    /// Bytes of a batch (Parse, Bind, ... before Sync) gathered before its shard is chosen.
+    pub batch_bytes_max: usize,
+    /// Bytes of the analysis cache.
+    pub cache_bytes_max: usize,
+    /// Texts over this many bytes are analysed each time.
+    pub cache_text_bytes_max: usize,
+}
+
+/// `[routing] consistency`
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Consistency {
+    /// Fresh as of the last write to the hospital through this pgward.
+    Hospital,
+    /// Fresh as of the session's own last write.
+    Session,
+    /// At most `max_replica_lag_ms` behind.
+    Bounded,
+    /// Any replica that answers.
+    Eventual,
+    /// No replica.
+    Primary,
+}
+
+/// `[routing] replica_choice`
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ReplicaChoice {
+    /// The one with the fewest borrowed connections.
+    LeastConnections,
+    /// In turn.
+    RoundRobin,
+    /// A hospital's reads stay on one replica (hashring).
+    HospitalAffinity,
+}
+
+/// `[guard]`
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize, Default)]
+#[serde(deny_unknown_fields, default)]
+pub struct Guard {
+    /// What a statement on sharded tables must name.
+    pub mode: GuardMode,
+    /// User functions (`schema.name`) that neither write, nor change settings, nor read another
+    /// hospital's rows.
+    pub safe_functions: Vec<String>,
+}
+
+/// `[health]`
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Health {
+    /// Milliseconds between probes of a host.
+    pub health_interval_ms: u64,
+    /// Milliseconds between freshness samples on shards in use.
+    pub freshness_interval_ms: u64,
+    /// Milliseconds that a probe may take.
+    pub probe_timeout_ms: u64,
+    /// Server user of probes and catalog reads.
+    pub probe_user: String,
+    /// Environment variable that holds the probe user's secret; empty where it needs none.
+    pub probe_secret_env: String,
+    /// File that holds the probe user's secret; empty where it needs none.
+    pub probe_secret_file: PathBuf,
+    /// Seconds between reads of the shards' catalogs.
+    pub catalog_refresh_s: u64,
+}
+
+/// `[admin]`
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize, Default)]
+#[serde(deny_unknown_fields, default)]
+pub struct Admin {
+    /// Users who may run every console command.
+    pub admin_users: Vec<String>,
+    /// Users who may run SHOW.
+    pub stats_users: Vec<String>,
+}
+
+/// `[metrics]`
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize, Default)]
+#[serde(deny_unknown_fields, default)]
+pub struct Metrics {
+    /// Address of the HTTP server; unset: none. Port 0 takes a free one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub address: Option<SocketAddr>,
+}
+
+/// `[log]`
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Log {
+    /// `error`, `warn`, `info`, `debug` or `trace`.
+    pub level: String,
+    /// `json` or `text`.
+    pub format: LogFormat,
+}
+
+/// `[log] format`
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// One JSON object a line.
+    Json,
+    /// For people.
+    Text,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            shard_map: "shard-map.toml".into(),
+            users: "users.toml".into(),
+            listen: Listen::default(),
+            auth: Auth::default(),
+            pool: Pool::default(),
+            routing: Routing::default(),
+            guard: Guard::default(),
+            health: Health::default(),
+            admin: Admin::default(),
+            metrics: Metrics::default(),
+            log: Log::default(),
+        }
+    }
+}
+
+impl Default for Listen {
+    fn default() -> Self {
+        Self {
+            listen_addr: std::net::Ipv4Addr::LOCALHOST.into(),
+            listen_port: 6432,
+            max_client_conn: 10_000,
+            client_login_timeout: 60.0,
+            max_logins_per_address: 1_000,
+            worker_threads: 0,
+            insecure: false,
+            max_packet_size: 1 << 30,
+        }
+    }
+}
+
+impl Default for Auth {
+    fn default() -> Self {
+        Self { auth_type: AuthType::ScramSha256, scram_iterations: 4096 }
+    }
+}
+
+impl Default for Pool {
+    fn default() -> Self {
+        Self {
+            pool_mode: PoolMode::Transaction,
+            default_pool_size: 20,
+            replica_pool_size: 0,
+            min_pool_size: 0,
+            query_wait_timeout: 120.0,
+            server_lifetime: 3600.0,
+            server_idle_timeout: 600.0,
+            server_connect_timeout: 15.0,
+            server_login_retry: 1.0,
+            max_hospital_share: 0.5,
+            max_prepared_statements: 200,
+            max_client_statements: 10_000,
+            max_waiting: 20_000,
+            cancel_wait_timeout: 10.0,
+        }
+    }
+}
+
+impl Default for Routing {
+    fn default() -> Self {
+        Self {
+            consistency: Consistency::Session,
+            max_replica_lag_ms: 250,
+            replica_choice: ReplicaChoice::LeastConnections,
+            region: String::new(),
+            batch_bytes_max: 1 << 20,
+            cache_bytes_max: 64 << 20,
+            cache_text_bytes_max: 64 << 10,
+        }
+    }
+}
+
+impl Default for Health {
+    fn default() -> Self {
+        Self {
+            health_interval_ms: 100,
+            freshness_interval_ms: 100,
+            probe_timeout_ms: 1000,
+            probe_user: "pgward".into(),
+            probe_secret_env: String::new(),
+            probe_secret_file: PathBuf::new(),
+            catalog_refresh_s: 30,
+        }
+    }
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self { level: "info".into(), format: LogFormat::Json }
+    }
+}

@@ -1,0 +1,5 @@
+//! The pgward binary: all of it is in the library.
+
+fn main() -> std::process::ExitCode {
+    pgward::cli::run()
+}

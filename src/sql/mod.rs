@@ -1,0 +1,306 @@
+//! What a statement is: which sharded relations it reads, where their hospital keys stand,
+//! whether it may write, what it does to the session.
+//!
+//! Owns the vocabulary ([`Analysis`]), the cache and the door to Postgres's grammar
+//! (`analyze.rs`, the one file that names the parser). Knows no parameter value, no map and no
+//! session: literals are slots and parameters are numbers, so an analysis can be cached and
+//! `route::decide` fills in the values. Called by `session` and the console.
+
+pub mod analyze;
+pub mod catalog;
+pub mod functions;
+pub mod lexer;
+
+use std::sync::Arc;
+
+pub use catalog::{Catalog, Declared, FunctionFact, RelationFact, ShardFacts};
+
+/// All statements of one text, in order. Cached and shared.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Analysis {
+    /// Empty for an empty query string.
+    pub statements: Vec<Statement>,
+}
+
+/// Facts of one statement.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Statement {
+    /// What it is, as its command tag begins: `SELECT`, `INSERT`, `BEGIN`, ... (for logs and errors).
+    pub command: &'static str,
+    /// Whether it is proven read-only.
+    pub access: Access,
+    /// Every occurrence of a sharded relation, in every query level.
+    pub sharded: Vec<ShardedUse>,
+    /// Has an effect or an answer of its own on each shard (sequences, ...): needs a hospital,
+    /// unless the map has one shard. Names the thing.
+    pub per_shard: Option<String>,
+    /// Why it can't be routed; the first of them is the answer.
+    pub problems: Vec<Problem>,
+    /// What it does to the session.
+    pub effect: Effect,
+}
+
+/// May it go to a replica?
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Access {
+    /// Provably read-only.
+    Read,
+    /// May write, or is not proven not to; says why, e.g. `INSERT`, `FOR UPDATE`, `function nextval`.
+    Write(String),
+}
+
+/// One occurrence of a sharded relation.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ShardedUse {
+    /// Its name as in the catalog, without schema where that is `public`.
+    pub relation: String,
+    /// The key column.
+    pub column: String,
+    /// Where its keys stand. Empty: none was found. All that are not NULL must name one hospital.
+    pub keys: Vec<KeySource>,
+}
+
+/// Where the value of a hospital key stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum KeySource {
+    /// Literal number `n` of the text (see [`lexer::Lexed::literal`]).
+    Slot(u16),
+    /// An array literal such as `'{a,b}'`.
+    SlotArray(u16),
+    /// Parameter `$n` (1-based), read as `kind`.
+    Param(u16, ParamKind),
+    /// Parameter `$n` (1-based), an array whose elements are read as `kind`.
+    ParamArray(u16, ParamKind),
+}
+
+/// How the bytes of a parameter are read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum ParamKind {
+    /// uuid: text in format 0, 16 bytes in format 1.
+    Uuid,
+    /// text or varchar: the string in both formats.
+    Text,
+}
+
+/// Why a statement can't be routed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    /// Decides SQLSTATE and who may do it all the same.
+    pub kind: ProblemKind,
+    /// What it is about, ready to be quoted to the client: names only, never a value.
+    pub subject: String,
+    /// What to do about it.
+    pub hint: &'static str,
+}
+
+/// Kinds of [`Problem`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ProblemKind {
+    /// PW004: a table without the key that the map does not declare. None on a map of one shard.
+    Undeclared,
+    /// 0A000: not classified, or not supported yet. Forwarded only on a map of one shard with
+    /// guard `route`.
+    Unsupported,
+    /// 42501: reads data with no key (pg_stats, user functions, ...): allowed with guard `route`
+    /// (then where the session's hospital says) or a `cross_hospital` login.
+    ReadsUnkeyed,
+}
+
+/// What a statement does to the session.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub enum Effect {
+    /// Nothing that outlives it.
+    #[default]
+    None,
+    /// Transaction control.
+    Transaction(Transaction),
+    /// SET, or `SELECT set_config(...)` (then `from_function` and the statement also answers a row).
+    Set(Vec<Setting>),
+    /// RESET name, or SET name TO DEFAULT. Lower case.
+    Reset(String),
+    /// RESET ALL.
+    ResetAll,
+    /// SHOW name (lower case).
+    Show(String),
+    /// DEALLOCATE name, or all of them.
+    Deallocate(Option<String>),
+    /// SQL-level PREPARE or EXECUTE of that name.
+    Prepare(String),
+    /// SQL-level EXECUTE of that name.
+    Execute(String),
+    /// DISCARD.
+    Discard(Discard),
+    /// Leaves something on the server that can't be moved to another.
+    Pin(Pin),
+    /// DDL: the catalog must be read again.
+    Ddl,
+    /// May have changed settings unseen (DO, CALL, a function not declared safe): the server is
+    /// reset before another client has it.
+    Opaque,
+}
+
+/// One setting of SET or set_config.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Setting {
+    /// Lower case.
+    pub name: String,
+    /// Its value.
+    pub value: SettingValue,
+    /// SET LOCAL, or set_config(.., true).
+    pub is_local: bool,
+    /// It came from set_config, whose answer is the value.
+    pub from_function: bool,
+}
+
+/// A setting's value as the statement has it.
+#[derive(Debug, Clone, PartialEq)]
+pub enum SettingValue {
+    /// The literal text; lists joined by `, ` as Postgres does.
+    Text(String),
+    /// set_config whose value is a literal slot (text follows the slot, cached or not).
+    Slot(u16),
+    /// set_config whose value is parameter `$n`.
+    Param(u16),
+    /// set_config of something computed: unknown until the server has answered.
+    Computed,
+    /// SET LOCAL name TO DEFAULT.
+    Default,
+}
+
+/// Transaction control statements.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Transaction {
+    /// BEGIN or START TRANSACTION with its modes.
+    Begin(TransactionModes),
+    /// COMMIT or END.
+    Commit {
+        /// AND CHAIN.
+        chain: bool,
+    },
+    /// ROLLBACK or ABORT.
+    Rollback {
+        /// AND CHAIN.
+        chain: bool,
+    },
+    /// SAVEPOINT name.
+    Savepoint(String),
+    /// RELEASE name.
+    Release(String),
+    /// ROLLBACK TO name.
+    RollbackTo(String),
+    /// SET TRANSACTION modes.
+    SetTransaction(TransactionModes),
+    /// SET CONSTRAINTS.
+    SetConstraints,
+}
+
+/// Modes of BEGIN and SET TRANSACTION; `None` where not said.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct TransactionModes {
+    /// ISOLATION LEVEL.
+    pub isolation: Option<Isolation>,
+    /// READ ONLY (true) or READ WRITE (false).
+    pub read_only: Option<bool>,
+    /// DEFERRABLE.
+    pub deferrable: Option<bool>,
+}
+
+/// Isolation levels, weakest first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Isolation {
+    /// READ UNCOMMITTED (Postgres treats it as READ COMMITTED).
+    ReadUncommitted,
+    /// READ COMMITTED.
+    ReadCommitted,
+    /// REPEATABLE READ.
+    RepeatableRead,
+    /// SERIALIZABLE.
+    Serializable,
+}
+
+/// What DISCARD discards.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Discard {
+    /// DISCARD ALL.
+    All,
+    /// DISCARD PLANS.
+    Plans,
+    /// DISCARD SEQUENCES.
+    Sequences,
+    /// DISCARD TEMP.
+    Temp,
+}
+
+/// Things that stay on one server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Pin {
+    /// LISTEN (UNLISTEN ends it).
+    Listen,
+    /// CREATE TEMP, SELECT INTO TEMP.
+    TempTable,
+    /// Session-level advisory lock.
+    AdvisoryLock,
+    /// DECLARE ... WITH HOLD.
+    HoldCursor,
+    /// LOAD.
+    Load,
+}
+
+/// Why a text has no analysis. Never carries the text.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// The grammar rejects it: 42601 with the parser's own words and position (1-based characters).
+    #[error("{message}")]
+    Syntax {
+        /// The parser's message, as Postgres would say it.
+        message: String,
+        /// 1-based character position, where known.
+        position: Option<u32>,
+    },
+    /// Nests deeper than the limit: 54001.
+    #[error("statement is too complex")]
+    TooComplex,
+}
+
+/// What besides the text decides the meaning of a statement; the rest of the cache key.
+#[derive(Debug, Clone, Copy)]
+pub struct Context<'a> {
+    /// Tables and functions as the shards have them; its version is part of the key.
+    pub catalog: &'a Arc<Catalog>,
+    /// The session's search_path, as set (`"$user", public`).
+    pub search_path: &'a str,
+    /// The session's role, for `$user`.
+    pub role: &'a str,
+    /// OIDs declared by Parse; 0 or absent means undeclared.
+    pub param_types: &'a [u32],
+}
+
+/// An analysis with the literals of this very text.
+#[derive(Debug, Clone)]
+pub struct Analyzed<'a> {
+    /// Shared facts.
+    pub analysis: Arc<Analysis>,
+    /// The text's literals and hint.
+    pub lexed: lexer::Lexed<'a>,
+}
+
+/// Text to facts, through a bounded cache. One per process, shared by all sessions.
+pub struct Analyzer {
+    // filled in by the sql helper
+}
+
+impl Analyzer {
+    /// An analyzer whose cache holds `cache_bytes_max` bytes and no text over `text_bytes_max`.
+    pub fn new(_cache_bytes_max: usize, _text_bytes_max: usize) -> Self {
+        Self {}
+    }
+
+    /// The facts of `text`. A cached text costs one pass of the lexer and one look-up.
+    pub fn analyze<'a>(
+        &self,
+        _text: &'a str,
+        _context: &Context<'_>,
+    ) -> Result<Analyzed<'a>, Error> {
+        unimplemented!("sql helper")
+    }
+}

@@ -1,0 +1,64 @@
+//! SQLSTATEs that pgward itself sends (manual: "PostgreSQL Error Codes"), and its own class PW.
+
+/// A sharded relation without a hospital key.
+pub const MISSING_HOSPITAL: &str = "PW001";
+/// The hospital is not in the shard map's directory.
+pub const UNKNOWN_HOSPITAL: &str = "PW002";
+/// More than one hospital in a statement or transaction.
+pub const MORE_THAN_ONE_HOSPITAL: &str = "PW003";
+/// A table that the shard map does not declare and that has no key column.
+pub const UNDECLARED_TABLE: &str = "PW004";
+/// This login or session may not reach that hospital, function or command.
+pub const INSUFFICIENT_PRIVILEGE: &str = "42501";
+/// Text that is not a uuid.
+pub const INVALID_TEXT_REPRESENTATION: &str = "22P02";
+/// A parameter value that can't be used.
+pub const INVALID_PARAMETER_VALUE: &str = "22023";
+/// Not supported (yet) by pgward.
+pub const FEATURE_NOT_SUPPORTED: &str = "0A000";
+/// The parser rejected the text.
+pub const SYNTAX_ERROR: &str = "42601";
+/// The text nests too deep.
+pub const STATEMENT_TOO_COMPLEX: &str = "54001";
+/// The database is not one that the map shards.
+pub const INVALID_CATALOG_NAME: &str = "3D000";
+/// Wrong password or unknown user.
+pub const INVALID_PASSWORD: &str = "28P01";
+/// The login was refused for another reason.
+pub const INVALID_AUTHORIZATION: &str = "28000";
+/// Too many clients or held requests.
+pub const TOO_MANY_CONNECTIONS: &str = "53300";
+/// The shard has no primary, or pgward is not ready.
+pub const CANNOT_CONNECT_NOW: &str = "57P03";
+/// Cancelled by the client, or timed out waiting for a server.
+pub const QUERY_CANCELED: &str = "57014";
+/// pgward is draining.
+pub const ADMIN_SHUTDOWN: &str = "57P01";
+/// The peer broke the protocol.
+pub const PROTOCOL_VIOLATION: &str = "08P01";
+/// The server was lost in a transaction, before COMMIT: nothing of it is stored.
+pub const SERIALIZATION_FAILURE: &str = "40001";
+/// The server was lost and nobody knows whether the statement took effect.
+pub const TRANSACTION_RESOLUTION_UNKNOWN: &str = "08007";
+/// The transaction failed earlier; only its end is accepted.
+pub const IN_FAILED_SQL_TRANSACTION: &str = "25P02";
+/// BEGIN inside a transaction (a warning).
+pub const ACTIVE_SQL_TRANSACTION: &str = "25001";
+/// COMMIT or SAVEPOINT outside a transaction.
+pub const NO_ACTIVE_SQL_TRANSACTION: &str = "25P01";
+/// A write reached a read-only server.
+pub const READ_ONLY_SQL_TRANSACTION: &str = "25006";
+/// The prepared statement does not exist.
+pub const INVALID_SQL_STATEMENT_NAME: &str = "26000";
+/// A prepared statement of that name exists.
+pub const DUPLICATE_PREPARED_STATEMENT: &str = "42P05";
+/// The cursor or portal does not exist.
+pub const INVALID_CURSOR_NAME: &str = "34000";
+/// No such savepoint.
+pub const INVALID_SAVEPOINT: &str = "3B001";
+/// An unknown setting.
+pub const UNDEFINED_OBJECT: &str = "42704";
+/// Everything went well.
+pub const SUCCESSFUL_COMPLETION: &str = "00000";
+/// A bug of pgward; the connection is closed.
+pub const INTERNAL_ERROR: &str = "XX000";

@@ -1,0 +1,1 @@
+//! Untagged packets of the start: SSLRequest, GSSENCRequest, CancelRequest, StartupMessage.
