@@ -180,6 +180,12 @@ impl ServerConn {
         self.has_forwarded = false;
         self.is_error_held = hold_errors;
         self.is_holding = false;
+        self.pipeline.begin_request();
+    }
+
+    /// Half a message is with the client: nothing else can be said to it before the rest.
+    pub fn is_mid_frame(&self) -> bool {
+        self.passing > 0 && self.is_passing_forwarded
     }
 
     /// The error that was kept back is the client's after all; so is what follows.
@@ -295,7 +301,11 @@ impl ServerConn {
                 (b'E', _) => {
                     self.prepared.on_failure();
                     let mut error = server_error(body, settled);
-                    if self.is_error_held && !self.has_forwarded && is_forwarded && start == at {
+                    if error.is_fatal {
+                        // The server ends the connection; the session says what that means.
+                        self.is_broken = true;
+                        is_forwarded = false;
+                    } else if self.is_error_held && !self.has_forwarded && is_forwarded && start == at {
                         error.held_back = Some(Bytes::copy_from_slice(&rest[..header.total]));
                         self.is_holding = true;
                         is_forwarded = false;

@@ -68,6 +68,7 @@ pub struct Pipeline {
     owed: VecDeque<Owed>,
     copy: Copy,
     status: TxnStatus,
+    client_parses: usize,
 }
 
 /// COPY in progress on this server.
@@ -149,10 +150,21 @@ impl Pipeline {
 
     /// Moves synthesized answers whose turn has come into `out`.
     pub fn synthesize_into(&mut self, out: &mut BytesMut) {
-        while let Some(Owed { expect: Expect::Synthesize(bytes), .. }) = self.owed.front() {
+        while let Some(Owed { expect: Expect::Synthesize(bytes), message }) = self.owed.front() {
             out.extend_from_slice(bytes);
+            self.client_parses += usize::from(*message == Message::Parse);
             self.owed.pop_front();
         }
+    }
+
+    /// Parse messages of the client that were answered well since [`Self::begin_request`].
+    pub fn client_parses(&self) -> usize {
+        self.client_parses
+    }
+
+    /// A request begins.
+    pub fn begin_request(&mut self) {
+        self.client_parses = 0;
     }
 
     /// Drops what stands before the next Sync, as the server does after an error, and answers
@@ -183,7 +195,13 @@ impl Pipeline {
             (b'd' | b'c', _) if runs => Ok((self.verdict(), Settled::Nothing)),
             (b'G', _) if runs => {
                 self.copy = Copy::In;
-                Ok((self.verdict(), Settled::Nothing))
+                let verdict = self.verdict();
+                if message == Message::Execute {
+                    // In COPY IN the server reads over a Sync that was sent ahead of the data
+                    // (manual: "COPY Operations"): it will not be answered.
+                    self.owed.truncate(1);
+                }
+                Ok((verdict, Settled::Nothing))
             }
             (b'H', _) if runs => {
                 self.copy = Copy::Out;
@@ -238,6 +256,8 @@ impl Pipeline {
 
     fn settle(&mut self, message: Message) -> Result<(Verdict, Settled), Desync> {
         let verdict = self.verdict();
+        self.client_parses +=
+            usize::from(message == Message::Parse && verdict == Verdict::Forward);
         self.owed.pop_front();
         Ok((verdict, Settled::One(message)))
     }
