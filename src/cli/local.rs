@@ -8,7 +8,7 @@
 //! we hold: whatever way this process ends, SIGKILL included, its servers stop and their files go.
 
 use std::ffi::OsStr;
-use std::io;
+use std::io::{self, BufRead, BufReader};
 use std::net::{Ipv4Addr, TcpListener};
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
@@ -23,17 +23,23 @@ use crate::shard_map::Address;
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Other ports to try when one was taken between our look and the server's.
 const PORT_ATTEMPTS: usize = 10;
+/// Ports that servers get.
+const PORTS: std::ops::RangeInclusive<u16> = 61_000..=65_000;
 /// Lines of a server's log that an error shows.
 const LOG_TAIL_LINES: usize = 15;
 /// Environment variable that names the directory of the Postgres programs.
 pub const BIN_VARIABLE: &str = "PGWARD_PG_BIN";
 
-/// Runs `"$@"` until it ends or our standard input does (SIGQUIT is an immediate shutdown).
-const KEEP_SERVER: &str = r#"
+/// Says the process id of `"$@"` and runs it until it ends, or until our standard input does: then
+/// it gets the signal `$signal`.
+const KEEP_PROCESS: &str = r#"
+signal=$1; shift
 exec 3<&0
-"$@" 3<&- </dev/null & server=$!
-( read -r _ <&3; kill -QUIT "$server" ) & watch=$!
-wait "$server"; status=$?
+"$@" 3<&- </dev/null >/dev/null & process=$!
+( exec >/dev/null; read -r _ <&3; kill -"$signal" "$process" ) & watch=$!
+echo "$process"
+exec >/dev/null
+wait "$process"; status=$?
 kill "$watch" 2>/dev/null
 exit "$status"
 "#;
@@ -106,7 +112,7 @@ struct Root {
     account: Option<Account>,
     directory: PathBuf,
     /// Held for what its drop does.
-    _keeper: Keeper,
+    _removal: Kept,
 }
 
 /// The unprivileged user that servers run as when we are root.
@@ -116,9 +122,9 @@ struct Account {
     gid: u32,
 }
 
-/// A shell that does its last duty when we drop the pipe to it.
+/// A process that ends with us, however we end, and whose end its drop waits for.
 #[derive(Debug)]
-struct Keeper {
+pub struct Kept {
     pipe: Option<ChildStdin>,
     shell: Child,
 }
@@ -169,7 +175,7 @@ pub struct Postgres {
     data: PathBuf,
     port: u16,
     options: Options,
-    keeper: Option<Keeper>,
+    process: Option<Kept>,
 }
 
 impl Sandbox {
@@ -187,8 +193,8 @@ impl Sandbox {
         }
         let mut shell = command(account, &directory, "sh");
         shell.args(["-c", KEEP_DIRECTORY, "pgward-directory"]).arg(&directory);
-        let keeper = Keeper::start(shell)?;
-        let sandbox = Self(Arc::new(Root { bin, account, directory, _keeper: keeper }));
+        let removal = Kept::start(&mut shell)?;
+        let sandbox = Self(Arc::new(Root { bin, account, directory, _removal: removal }));
         sandbox.run(
             "initdb",
             ["--pgdata=template", "--username=postgres", "--auth=trust", "--encoding=UTF8"]
@@ -246,7 +252,7 @@ impl Sandbox {
             data,
             port: 0,
             options: options.clone(),
-            keeper: None,
+            process: None,
         };
         for attempt in 1.. {
             server.port = free_port()?;
@@ -306,21 +312,17 @@ impl Postgres {
 
     /// Stops it at once, as a crash of its machine would. Its data stays.
     pub fn stop(&mut self) {
-        drop(self.keeper.take());
+        drop(self.process.take());
     }
 
     /// Starts it (again).
     pub fn start(&mut self) -> Result<(), Error> {
         let log = std::fs::File::create(self.log_path()).map_err(io_error("server log"))?;
         let mut shell = self.sandbox.command("sh");
-        shell
-            .args(["-c", KEEP_SERVER, "pgward-server"])
-            .arg(self.sandbox.program("postgres"))
-            .arg("-D")
-            .arg(&self.data)
-            .args(self.settings())
-            .stderr(log);
-        self.keeper = Some(Keeper::start(shell)?);
+        // SIGQUIT is Postgres's immediate shutdown.
+        Kept::wrap(&mut shell, "QUIT", self.sandbox.program("postgres"));
+        shell.arg("-D").arg(&self.data).args(self.settings()).stderr(log);
+        self.process = Some(Kept::start(&mut shell)?);
         self.wait_until_ready()
     }
 
@@ -362,10 +364,7 @@ impl Postgres {
         let pid_file = self.data.join("postmaster.pid");
         let deadline = Instant::now() + PATIENCE;
         loop {
-            let ended = match &mut self.keeper {
-                Some(keeper) => keeper.shell.try_wait().map_err(io_error("server"))?.is_some(),
-                None => true,
-            };
+            let ended = self.process.as_mut().is_none_or(Kept::has_ended);
             let status = std::fs::read_to_string(&pid_file).unwrap_or_default();
             let failure = if ended {
                 Some("ended while starting")
@@ -378,7 +377,7 @@ impl Postgres {
                 continue;
             };
             let Some(what) = failure else { return Ok(()) };
-            self.keeper = None;
+            self.process = None;
             return Err(Error::Server { name: self.name.clone(), what, log: self.log_tail() });
         }
     }
@@ -392,16 +391,46 @@ impl Drop for Postgres {
     }
 }
 
-impl Keeper {
-    fn start(mut shell: Command) -> Result<Self, Error> {
+impl Kept {
+    /// Starts `program` as us; when we end it gets the signal `end`, as `"TERM"`.
+    pub fn spawn(
+        program: impl AsRef<OsStr>,
+        args: &[&OsStr],
+        end: &str,
+        stderr: std::fs::File,
+    ) -> Result<(Self, u32), Error> {
+        let mut shell = Command::new("sh");
+        Self::wrap(&mut shell, end, program);
+        let mut kept = Self::start(shell.args(args).stderr(stderr))?;
+        let pid = kept.read_pid().map_err(io_error("process id"))?;
+        Ok((kept, pid))
+    }
+
+    /// Whether it has ended by itself.
+    pub fn has_ended(&mut self) -> bool {
+        !matches!(self.shell.try_wait(), Ok(None))
+    }
+
+    fn wrap(shell: &mut Command, end: &str, program: impl AsRef<OsStr>) {
+        shell.args(["-c", KEEP_PROCESS, "pgward-keep", end]).arg(program);
+    }
+
+    fn start(shell: &mut Command) -> Result<Self, Error> {
         // A process group of its own: Ctrl-C in a terminal is for us to answer, in our order.
-        shell.stdin(Stdio::piped()).stdout(Stdio::null()).process_group(0);
+        shell.stdin(Stdio::piped()).stdout(Stdio::piped()).process_group(0);
         let mut shell = shell.spawn().map_err(io_error("sh"))?;
         Ok(Self { pipe: shell.stdin.take(), shell })
     }
+
+    fn read_pid(&mut self) -> io::Result<u32> {
+        let stdout = self.shell.stdout.take().ok_or(io::ErrorKind::BrokenPipe)?;
+        let mut line = String::new();
+        BufReader::new(stdout).read_line(&mut line)?;
+        line.trim().parse().map_err(|_| io::ErrorKind::InvalidData.into())
+    }
 }
 
-impl Drop for Keeper {
+impl Drop for Kept {
     fn drop(&mut self) {
         drop(self.pipe.take());
         let _ = self.shell.wait();
@@ -489,10 +518,18 @@ fn account_in(passwd: &str, name: &str) -> Option<Account> {
     })
 }
 
-/// A port that was free a moment ago.
+/// A port that was free a moment ago, of a range that outgoing connections do not use (Linux).
 pub fn free_port() -> Result<u16, Error> {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map_err(io_error("free port"))?;
-    Ok(listener.local_addr().map_err(io_error("free port"))?.port())
+    let mut failure = io::ErrorKind::AddrInUse.into();
+    for _ in 0..PORT_ATTEMPTS * 10 {
+        match TcpListener::bind((Ipv4Addr::LOCALHOST, rand::random_range(PORTS))) {
+            Ok(listener) => {
+                return Ok(listener.local_addr().map_err(io_error("free port"))?.port());
+            }
+            Err(error) => failure = error,
+        }
+    }
+    Err(io_error("free port")(failure))
 }
 
 #[cfg(test)]
