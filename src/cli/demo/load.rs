@@ -6,11 +6,13 @@
 use std::fmt::Write as _;
 use std::io::{IsTerminal, Write as _};
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use uuid::Uuid;
 
 use super::Error;
 use super::system::System;
+use crate::shard_map::{MintError, ShardMap, UuidVersion, mint};
 
 const HOSPITALS: usize = 200;
 const PATIENTS_EACH: usize = 100;
@@ -44,18 +46,16 @@ pub(super) struct Hospital {
     number: usize,
 }
 
-/// Mints the hospitals, region by region in turn.
-pub(super) fn hospitals() -> Vec<Hospital> {
+/// Mints the hospitals, region by region in turn, so that each lands in its region's shards.
+pub(super) fn hospitals(map: &ShardMap) -> Result<Vec<Hospital>, MintError> {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
     (0..HOSPITALS)
         .map(|number| {
             let (region_id, region, home) = REGIONS[number % REGIONS.len()];
-            Hospital { id: mint(home), region, region_id, number }
+            let id = mint(map, home, UuidVersion::V7, now as u64, rand::random)?.0;
+            Ok(Hospital { id, region, region_id, number })
         })
         .collect()
-}
-
-fn mint(_home: &str) -> Uuid {
-    Uuid::now_v7()
 }
 
 /// Creates the tables and the reference rows on one shard.
@@ -184,11 +184,27 @@ fn line(done: usize) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::system::SHARD_REGIONS;
     use super::*;
+    use crate::shard_map::{Address, HospitalId, Shard, ShardId};
 
     #[test]
     fn the_demo_has_the_rows_it_promises() {
-        let hospitals = hospitals();
+        let shard = |id, region: &str| Shard {
+            id: ShardId(id),
+            region: region.to_owned(),
+            primary: Address { host: format!("host{id}"), port: 5432 },
+            replicas: Vec::new(),
+            database: "hospital".to_owned(),
+        };
+        let shards = (0..).zip(SHARD_REGIONS).map(|(id, region)| shard(id, region)).collect();
+        let map = ShardMap::even(100, "hospital", shards);
+        let hospitals = hospitals(&map).expect("each region has buckets");
+        for hospital in &hospitals {
+            let home = REGIONS[hospital.number % REGIONS.len()].2;
+            let found = map.locate(HospitalId(hospital.id)).expect("all are routed");
+            assert_eq!(map.region_of(found), Some(home));
+        }
         assert_eq!(hospitals.len(), 200);
         assert_eq!(HOSPITALS * PATIENTS_EACH, 20_000);
         assert_eq!(HOSPITALS * VISITS_EACH, 60_000);

@@ -14,6 +14,8 @@ use std::process::ExitCode;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::local;
+use crate::document::Problems;
+use crate::shard_map::MintError;
 use system::System;
 
 #[derive(Debug, clap::Args)]
@@ -35,6 +37,10 @@ enum Error {
     Io { what: &'static str, source: std::io::Error },
     #[error("{what}: {}", tell(.source))]
     Sql { what: String, source: tokio_postgres::Error },
+    #[error(transparent)]
+    Map(#[from] Problems),
+    #[error(transparent)]
+    Mint(#[from] MintError),
     #[error("pgward {what}; its log ends:\n{log}")]
     Ward { what: &'static str, log: String },
     #[error("query {number} was to show {expected}, but {found}")]
@@ -124,7 +130,7 @@ async fn show(args: &Args) -> Result<(), Error> {
         load::migrate(&system, shard.id).await?;
     }
     println!("[4/5] Loading through pgward");
-    let hospitals = load::hospitals();
+    let hospitals = load::hospitals(&system.map()?)?;
     load::load(&system, &hospitals).await?;
     println!("[5/5] Six queries");
     walk::walk(&system, &hospitals).await?;

@@ -12,6 +12,8 @@ use tokio_postgres::NoTls;
 
 use super::Error;
 use crate::cli::local::{HostAuth, Kept, Options, Postgres, Sandbox, free_port};
+use crate::document::Problems;
+use crate::shard_map::ShardMap;
 
 /// Regions of the four shards; a fifth region's hospitals live with the first's.
 pub(super) const SHARD_REGIONS: [&str; 4] =
@@ -193,6 +195,11 @@ impl System {
         let mut options = std::fs::OpenOptions::new();
         options.write(true).create(true).truncate(true).mode(0o600);
         options.open(self.sandbox.directory().join(name))?.write_all(text.as_bytes())
+    }
+
+    /// The shard map that pgward runs with.
+    pub(super) fn map(&self) -> Result<ShardMap, Problems> {
+        ShardMap::parse("shard-map.toml", &self.shard_map())
     }
 
     fn shard_map(&self) -> String {
