@@ -2,5 +2,10 @@
 
 mod support;
 
+mod demo;
+mod drivers;
+mod failures;
 mod local;
+mod operations;
+mod routing;
 mod tidy;

@@ -142,8 +142,9 @@ impl System {
 
     /// Writes the files that people edit, and starts `pgward serve` on them.
     pub(super) async fn start_pgward(&mut self, wanted_port: u16) -> Result<(), Error> {
-        let free = std::net::TcpListener::bind(("127.0.0.1", wanted_port)).is_ok();
-        self.port = if free { wanted_port } else { free_port()? };
+        let is_free = |port| std::net::TcpListener::bind(("127.0.0.1", port)).is_ok();
+        let wanted = Some(wanted_port).filter(|port| *port != 0 && is_free(*port));
+        self.port = wanted.map_or_else(free_port, Ok)?;
         self.metrics_port = free_port()?;
         let io = |source| Error::Io { what: "files of pgward", source };
         self.write("shard-map.toml", &self.shard_map()).map_err(io)?;

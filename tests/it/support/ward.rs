@@ -184,8 +184,3 @@ pub fn http_get(port: u16, path: &str) -> (u16, String) {
     let body = answer.split_once("\r\n\r\n").map(|(_, body)| body.to_owned()).unwrap_or_default();
     (status, body)
 }
-
-/// The SQLSTATE of an error, or what else it was.
-pub fn sqlstate(error: &tokio_postgres::Error) -> String {
-    error.as_db_error().map_or_else(|| error.to_string(), |db| db.code().code().to_owned())
-}
