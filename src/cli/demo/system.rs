@@ -149,7 +149,6 @@ impl System {
         let io = |source| Error::Io { what: "files of pgward", source };
         self.write("shard-map.toml", &self.shard_map()).map_err(io)?;
         self.write("users.toml", USERS).map_err(io)?;
-        self.write("secrets", "app = \"app\"\n").map_err(io)?;
         self.write("probe-secret", "pgward").map_err(io)?;
         self.write("pgward.toml", &self.config()).map_err(io)?;
         let log = std::fs::File::create(self.sandbox.directory().join("pgward.log")).map_err(io)?;
@@ -239,4 +238,24 @@ fn psql_line(port: u16, database: &str, user: &str) -> String {
 }
 
 /// `demo` for applications, `migrate` for the schema, `admin` for the console.
-const USERS: &str = "";
+const USERS: &str = r#"
+# Passwords are the names: nothing of this listens beyond the machine.
+[[user]]
+name = "demo"
+secret = "demo"
+server_user = "app"
+server_secret = "app"
+
+[[user]]
+name = "migrate"
+secret = "migrate"
+server_user = "app"
+server_secret = "app"
+shard_access = true
+
+[[user]]
+name = "admin"
+secret = "admin"
+server_user = "app"
+server_secret = "app"
+"#;

@@ -172,7 +172,26 @@ fn config(port: u16, metrics_port: u16, more: &[(&str, &str)]) -> String {
 }
 
 /// `app` for applications, `migrate` for shard-addressed sessions, `admin` for the console.
-const USERS: &str = "";
+const USERS: &str = r#"
+[[user]]
+name = "app"
+secret = "app-password"
+server_user = "app"
+server_secret_file = "app-secret"
+
+[[user]]
+name = "migrate"
+secret = "migrate-password"
+server_user = "app"
+server_secret_file = "app-secret"
+shard_access = true
+
+[[user]]
+name = "admin"
+secret = "admin-password"
+server_user = "app"
+server_secret_file = "app-secret"
+"#;
 
 /// Status code and body of a GET.
 pub fn http_get(port: u16, path: &str) -> (u16, String) {
