@@ -7,5 +7,6 @@ mod drivers;
 mod failures;
 mod local;
 mod operations;
+mod route_golden;
 mod routing;
 mod tidy;
