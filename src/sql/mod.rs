@@ -13,7 +13,9 @@ pub mod lexer;
 
 use std::sync::Arc;
 
-pub use catalog::{Catalog, Declared, FunctionFact, RelationFact, ShardFacts};
+pub use catalog::{
+    Catalog, Declared, FunctionFact, FunctionKind, Relation, RelationFact, RelationKind, ShardFacts,
+};
 
 /// All statements of one text, in order. Cached and shared.
 #[derive(Debug, Clone, Default, PartialEq)]
