@@ -1,1 +1,6 @@
-//! All integration tests, one binary.
+//! All integration tests, one binary: one module per topic.
+
+mod support;
+
+mod local;
+mod tidy;
