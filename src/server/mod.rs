@@ -148,6 +148,8 @@ pub struct ServerConn {
     pub pid: i32,
     /// Its cancel key.
     pub key: Bytes,
+    /// Where it is, for cancel requests.
+    pub peer: Option<std::net::SocketAddr>,
     is_broken: bool,
 }
 
@@ -171,6 +173,7 @@ impl ServerConn {
             parameters: greeting.parameters,
             pid: greeting.pid,
             key: greeting.key,
+            peer: greeting.peer,
             is_broken: false,
         }
     }

@@ -12,7 +12,6 @@ use bytes::Bytes;
 use tokio::sync::Notify;
 
 use crate::server::login;
-use crate::shard_map::Address;
 
 /// Bytes of the secret key of protocol 3.0.
 const KEY_BYTES: usize = 4;
@@ -62,8 +61,8 @@ enum Running {
 /// Where a cancel request has to go.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CancelTarget {
-    /// The host.
-    pub address: Address,
+    /// The host as the server connection reached it.
+    pub peer: Option<std::net::SocketAddr>,
     /// The server's process id.
     pub pid: i32,
     /// The server's key.
@@ -227,8 +226,8 @@ impl Client {
         };
         // Dropped with the future too: a cancel that dies must not hold the server for ever.
         let _on_its_way = OnItsWay(self);
-        let sent = login::send_cancel(&server.address, server.pid, &server.key, timeout).await;
-        if sent.is_err() {
+        let Some(peer) = server.peer else { return };
+        if login::send_cancel(peer, server.pid, &server.key, timeout).await.is_err() {
             tracing::debug!(pid = server.pid, "cancel request did not reach the server");
         }
     }
@@ -260,8 +259,7 @@ mod tests {
     use super::*;
 
     fn target(pid: i32) -> CancelTarget {
-        let address = Address { host: "127.0.0.1".into(), port: 1 };
-        CancelTarget { address, pid, key: Bytes::from_static(b"key!") }
+        CancelTarget { peer: None, pid, key: Bytes::from_static(b"key!") }
     }
 
     #[test]
@@ -296,8 +294,7 @@ mod tests {
         let address = listener.local_addr().unwrap();
         let directory = Arc::new(Directory::default());
         let client = directory.enter("u", "d", "", None).unwrap();
-        let host = Address { host: "127.0.0.1".into(), port: address.port() };
-        client.on_attach(CancelTarget { address: host, ..target(7) });
+        client.on_attach(CancelTarget { peer: Some(address), ..target(7) });
         let (pid, key) = (client.pid, client.key);
         let sender = directory.clone();
         let cancel = tokio::spawn(async move {

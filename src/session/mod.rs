@@ -99,6 +99,10 @@ pub struct Session {
     is_skipping: bool,
     /// `Fleet::now` at the outcome of its last write.
     written_at: Option<u64>,
+    /// Bytes of the client's that are the rest of a CopyData nobody wants.
+    skip_bytes: usize,
+    /// The server of the open transaction died while nothing ran: the next request is told.
+    loss: Option<Box<ErrorReply>>,
 }
 
 /// A server that the session holds.
@@ -111,6 +115,8 @@ pub(crate) struct Attached {
     is_write: bool,
     /// Portals of this transaction that have a name, and their statements.
     portals: Vec<(Box<[u8]>, Arc<statements::Statement>)>,
+    /// When it was borrowed.
+    since: std::time::Instant,
 }
 
 impl Session {

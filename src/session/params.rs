@@ -44,7 +44,16 @@ impl Ledger {
         }
     }
 
-    /// What a server must have.
+    /// What a server must have before the open transaction begins on it.
+    pub fn committed(&self) -> &Arc<SettingsMap> {
+        let first = self.log.iter().find_map(|undo| match undo {
+            Undo::Settings(old) => Some(old),
+            _ => None,
+        });
+        first.unwrap_or(&self.current)
+    }
+
+    /// What holds for the next statement.
     pub fn settings(&self) -> &Arc<SettingsMap> {
         &self.current
     }
