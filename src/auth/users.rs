@@ -44,12 +44,12 @@ pub struct User {
     /// What it may reach.
     pub rights: Rights,
     /// Whom pgward logs in as on the servers.
-    pub server: ServerCredentials,
+    pub server: Arc<ServerCredentials>,
     proof: Proof,
 }
 
 /// A login on the servers, shared by many users.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServerCredentials {
     /// Name of the role.
     pub user: String,
@@ -280,10 +280,7 @@ impl Reader<'_> {
                 self.problem(span.clone(), format!("user \"{}\" is listed twice", user.name));
             }
             let first = *servers.entry(&user.server.user).or_insert(&user.server);
-            let secret = |credentials: &ServerCredentials| {
-                credentials.secret.as_ref().map(|secret| secret.expose().to_owned())
-            };
-            if secret(first) != secret(&user.server) {
+            if *first != *user.server {
                 let what = format!(
                     "server user \"{}\" has another secret here than above",
                     user.server.user
@@ -326,7 +323,7 @@ impl Reader<'_> {
         let rights = self.rights(table);
         let proof = self.proof(table, &span);
         let server = self.server(table, &span, name.as_deref(), proof.as_ref());
-        Some(User { name: name?, rights, server: server?, proof: proof? })
+        Some(User { name: name?, rights, server: Arc::new(server?), proof: proof? })
     }
 
     fn rights(&mut self, table: &DeTable<'_>) -> Rights {
