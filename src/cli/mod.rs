@@ -6,6 +6,7 @@
 
 mod check;
 mod demo;
+pub mod local;
 mod locate;
 mod mint;
 mod route;

@@ -1,1 +1,11 @@
-//! All integration tests, one binary.
+//! All integration tests, one binary: one module per topic.
+
+mod support;
+
+mod demo;
+mod drivers;
+mod failures;
+mod local;
+mod operations;
+mod routing;
+mod tidy;
