@@ -10,7 +10,7 @@ use std::fmt;
 use std::ops::{Range, RangeInclusive};
 use std::path::{Path, PathBuf};
 
-use toml::Spanned;
+pub use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 /// Problems that are told one by one; of the others only the number.

@@ -13,7 +13,7 @@ pub mod users;
 
 use std::sync::Arc;
 
-//pub use users::{ServerCredentials, User, Users};
+pub use users::{ServerCredentials, User, Users};
 
 /// Why a proof failed. Says nothing that a peer sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]

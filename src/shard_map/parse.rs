@@ -7,9 +7,7 @@
 use std::collections::HashMap;
 use std::ops::{Range, RangeInclusive};
 
-use toml::Spanned;
-
-use crate::document::{self, Fields, Problems, Report};
+use crate::document::{self, Fields, Problems, Report, Spanned};
 
 use super::{
     Address, HospitalId, Shard, ShardId, ShardMap, Tables, UnknownHospital, bucket,

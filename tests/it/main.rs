@@ -1,3 +1,12 @@
-//! All integration tests, one binary.
+//! All integration tests, one binary: one module per topic.
 
+mod support;
+
+mod demo;
+mod drivers;
+mod failures;
+mod local;
+mod operations;
 mod route_golden;
+mod routing;
+mod tidy;
