@@ -8,8 +8,15 @@
 use uuid::Uuid;
 
 /// A hospital's id: the tenant, and the key of every sharded table.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct HospitalId(pub Uuid);
+
+impl std::hash::Hash for HospitalId {
+    /// As one integer: half the work of sixteen bytes with their length.
+    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
+        state.write_u128(self.0.as_u128());
+    }
+}
 
 impl std::fmt::Display for HospitalId {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
