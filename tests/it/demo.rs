@@ -34,7 +34,7 @@ fn the_demo_shows_what_it_promises_and_leaves_nothing_behind() {
     ] {
         assert!(text.contains(promised), "`{promised}` is not in:\n{text}");
     }
-    assert_eq!(left_behind(pid), [String::new(); 0]);
+    assert_eq!(left_behind(pid), Vec::<String>::new());
 }
 
 #[test]
@@ -49,5 +49,5 @@ fn sigterm_ends_the_demo_and_leaves_nothing_behind() {
     // Read on, so that it can write.
     lines.for_each(drop);
     assert!(demo.wait().expect("its end").success());
-    assert_eq!(left_behind(pid), [String::new(); 0]);
+    assert_eq!(left_behind(pid), Vec::<String>::new());
 }
