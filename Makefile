@@ -27,7 +27,7 @@ check: ## What must pass before merging: format, lints, licences, tests
 
 bench: ## CPU per transaction beside PgBouncer (QUICK=1: two minutes)
 	@.ci/need cargo cc libclang postgres pgbouncer
-	$(CARGO) bench --locked
+	$(CARGO) bench --locked --bench '*'
 
 fuzz: ## The property tests, two hundred times longer
 	@.ci/need cargo cc libclang
