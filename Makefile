@@ -26,7 +26,7 @@ check: ## What must pass before merging: format, lints, licences, tests
 	$(MAKE) test
 
 bench: ## CPU per transaction beside PgBouncer (QUICK=1: two minutes)
-	@.ci/need cargo cc libclang postgres pgbouncer
+	@.ci/need cargo cc libclang postgres pgbouncer valgrind strace
 	$(CARGO) bench --locked --bench '*'
 
 fuzz: ## The property tests, two hundred times longer
