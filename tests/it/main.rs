@@ -8,6 +8,7 @@ mod drivers;
 mod failures;
 mod local;
 mod operations;
+mod protocol;
 mod route_golden;
 mod routing;
 mod tidy;
