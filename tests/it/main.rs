@@ -2,6 +2,7 @@
 
 mod support;
 
+mod cli_offline;
 mod demo;
 mod drivers;
 mod failures;
