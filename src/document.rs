@@ -190,12 +190,36 @@ impl<'a, 't> Fields<'a, 't> {
         }
     }
 
+    /// Whether the table has `key`, whatever its value.
+    pub fn has(&self, key: &str) -> bool {
+        self.table.contains_key(key)
+    }
+
     /// A string.
     pub fn string(&mut self, key: &'static str) -> Option<Spanned<&'a str>> {
         let value = self.take(key)?;
         match value.get_ref() {
             DeValue::String(text) => Some(Spanned::new(value.span(), text.as_ref())),
             _ => self.wrong(key, value, "a string"),
+        }
+    }
+
+    /// A string that no message quotes, whatever it is.
+    pub fn secret(&mut self, key: &'static str) -> Option<Spanned<&'a str>> {
+        let value = self.take(key)?;
+        if let DeValue::String(text) = value.get_ref() {
+            return Some(Spanned::new(value.span(), text.as_ref()));
+        }
+        self.report.at(&value.span(), format!("`{key}` must be a string"));
+        None
+    }
+
+    /// `true` or `false`.
+    pub fn boolean(&mut self, key: &'static str) -> Option<Spanned<bool>> {
+        let value = self.take(key)?;
+        match value.get_ref() {
+            DeValue::Boolean(flag) => Some(Spanned::new(value.span(), *flag)),
+            _ => self.wrong(key, value, "true or false"),
         }
     }
 

@@ -130,8 +130,9 @@ mod tests {
             None => text,
         };
         let mut digits = String::new();
-        for (i, c) in inner.chars().enumerate() {
-            let hyphen_may_be = !digits.is_empty() && digits.len() % 4 == 0 && digits.len() < 32;
+        for (i, c) in inner.char_indices() {
+            let hyphen_may_be =
+                !digits.is_empty() && digits.len().is_multiple_of(4) && digits.len() < 32;
             match c {
                 '-' if hyphen_may_be && !inner[..i].ends_with('-') => {}
                 c if c.is_ascii_hexdigit() => digits.push(c),
