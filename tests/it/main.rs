@@ -7,6 +7,7 @@ mod drivers;
 mod failures;
 mod local;
 mod operations;
+mod refusals;
 mod route_golden;
 mod routing;
 mod tidy;
