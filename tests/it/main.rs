@@ -10,6 +10,7 @@ mod local;
 mod login_transcripts;
 mod operations;
 mod protocol;
+mod refusals;
 mod route_golden;
 mod routing;
 mod server_login;
