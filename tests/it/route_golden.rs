@@ -1,328 +1,310 @@
-//! Golden tables of routing: each refusal's words, and where each statement goes.
+//! Where each statement goes, as golden tables: `tests/golden/route/*.txt`.
 //!
 //! A file is blocks of input, `----` and expected output, split by blank lines; lines that begin
-//! with `#` are notes. `UPDATE_GOLDEN=1` rewrites what is expected.
+//! with `#` are notes. `UPDATE_GOLDEN=1` rewrites what is expected. In the input, `H42` is the id of
+//! hospital 42, whose bucket is 42. A line `session: ...` holds until the next one, a line
+//! `params: ...` for its block; see [`Setting`] and [`Param`] for their words. The tables are those
+//! of `config/schema.sql` and `tests/golden/route/schema.sql`.
 
 use std::fmt::Write as _;
 use std::path::PathBuf;
+use std::sync::Arc;
 
-use pgward::route::Refusal;
-use pgward::route::refusals::*;
-use pgward::shard_map::ShardId;
+use pgward::route::{
+    Block, Bound, CrossHospital, GuardMode, Hospitals, Refusal, Rights, Role, Route, SessionView,
+    TextValues, decide, refuse_text,
+};
+use pgward::shard_map::{HospitalId, ShardMap};
+use pgward::sql::{Analyzer, Catalog, Context, Declared, schema_facts};
 
 fn golden(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)
 }
 
-fn is_update() -> bool {
-    std::env::var_os("UPDATE_GOLDEN").is_some()
-}
-
-/// Compares `got` with the file, or writes it.
-fn check_file(name: &str, got: &str) {
+/// Compares `got` with the golden file `name`, or writes it.
+pub(crate) fn check_file(name: &str, got: &str) {
     let path = golden(name);
-    if is_update() {
-        std::fs::write(&path, got).unwrap();
+    if std::env::var_os("UPDATE_GOLDEN").is_some() {
+        std::fs::write(&path, got).expect("the golden file");
         return;
     }
     let want = std::fs::read_to_string(&path).unwrap_or_default();
-    assert!(got == want, "{name} differs; run with UPDATE_GOLDEN=1 and look at the diff.\n{got}");
+    let differing = got.lines().zip(want.lines()).find(|(got, want)| got != want);
+    assert!(got == want, "{name}: first difference {differing:#?} (UPDATE_GOLDEN=1 rewrites)");
 }
 
 /// The lines of a reply as psql shows them.
 pub(crate) fn reply_lines(reply: &Refusal) -> String {
     let mut text = format!("{} {}: {}", reply.severity, reply.sqlstate, reply.message);
     if let Some(position) = reply.position {
-        write!(text, " (position {position})").unwrap();
+        write!(text, " (position {position})").expect("a String");
     }
     for (name, value) in [("DETAIL", &reply.detail), ("HINT", &reply.hint)] {
         if let Some(value) = value {
-            write!(text, "\n{name}: {value}").unwrap();
+            write!(text, "\n{name}: {value}").expect("a String");
         }
     }
     text
 }
 
-#[test]
-fn every_refusal_has_its_words() {
-    let shard = ShardId(12);
-    let table: Vec<(&str, &str, Refusal)> = vec![
-        (
-            "missing_hospital",
-            "a sharded relation without its key, guard `strict`",
-            missing_hospital("visits", "hospital_id"),
-        ),
-        (
-            "missing_hospital_or_session",
-            "as before, guard `route`, and the session has no hospital",
-            missing_hospital_or_session("visits", "hospital_id"),
-        ),
-        (
-            "null_hospital",
-            "one of several keys of a statement that writes is NULL",
-            null_hospital("visits", "hospital_id"),
-        ),
-        (
-            "per_shard_needs_hospital",
-            "sequences, advisory locks and the like, in a session without a hospital, over several shards",
-            per_shard_needs_hospital("function nextval"),
-        ),
-        (
-            "snapshot_needs_hospital",
-            "the first statement of a REPEATABLE READ or SERIALIZABLE transaction names no hospital, nor does the session",
-            snapshot_needs_hospital(),
-        ),
-        (
-            "effect_needs_hospital",
-            "something with an effect comes before a transaction has its hospital",
-            effect_needs_hospital("function random"),
-        ),
-        (
-            "unknown_hospital",
-            "the hospital is not in the map's directory, and `unknown_hospital = \"reject\"`",
-            unknown_hospital(),
-        ),
-        (
-            "two_hospitals",
-            "keys of one statement, or of one query text, name more than one hospital",
-            two_hospitals(),
-        ),
-        (
-            "hint_differs",
-            "the comment names another hospital than the statement, or two comments differ",
-            hint_differs(),
-        ),
-        (
-            "other_hospital_in_transaction",
-            "the transaction, or the batch before its Sync, began with another hospital",
-            other_hospital_in_transaction(),
-        ),
-        (
-            "login_may_not_reach",
-            "statement, comment or setting name a hospital that the users file does not give this login",
-            login_may_not_reach(),
-        ),
-        (
-            "session_may_not_reach",
-            "statement or comment name another hospital than pgward.hospital_id",
-            session_may_not_reach(),
-        ),
-        (
-            "not_a_uuid",
-            "a key, a comment's hospital_id or pgward.hospital_id is no uuid as Postgres reads it",
-            not_a_uuid("parameter $1"),
-        ),
-        ("no_parameter", "a key is a parameter that the request does not bind", no_parameter(2)),
-        (
-            "bad_format_code",
-            "a key's parameter has a format other than text and binary",
-            bad_format_code(7),
-        ),
-        (
-            "undeclared_table",
-            "a table without the key that the map does not declare, over several shards",
-            undeclared_table("audit_log"),
-        ),
-        (
-            "unsupported",
-            "a statement that is not classified, or not supported yet",
-            unsupported("MERGE", "Use INSERT ... ON CONFLICT, or UPDATE and INSERT."),
-        ),
-        (
-            "reads_unkeyed",
-            "a catalog or function that reads data with no key: pg_stats, table_to_xml, a user function, ...",
-            reads_unkeyed("pg_stats", ""),
-        ),
-        (
-            "scatter_not_yet",
-            "a login with `cross_hospital` means more than one hospital, over several shards",
-            scatter_not_yet("Its keys name more than one hospital"),
-        ),
-        (
-            "reference_write",
-            "a write to a reference table, over several shards",
-            reference_write("INSERT"),
-        ),
-        ("ddl", "DDL, over several shards", ddl("CREATE TABLE")),
-        (
-            "transaction_control_in_query",
-            "BEGIN, COMMIT or the like beside other statements in one Query",
-            transaction_control_in_query(),
-        ),
-        (
-            "syntax",
-            "the grammar rejects the text: its own words and position",
-            syntax("syntax error at or near \"SELEC\"", Some(1)),
-        ),
-        ("too_complex", "the text nests deeper than the limit", too_complex()),
-        (
-            "unsupported_encoding",
-            "a client_encoding that is not analysed",
-            unsupported_encoding("SJIS"),
-        ),
-        ("invalid_text", "text that is not valid in client_encoding", invalid_text("UTF8")),
-        ("nonstandard_strings", "standard_conforming_strings = off", nonstandard_strings()),
-        (
-            "unsafe_search_path",
-            "search_path names pg_catalog after another schema, and the database has an = on uuid of its own",
-            unsafe_search_path(),
-        ),
-        (
-            "differing_type",
-            "a user type whose OID differs between shards, in a session without a hospital",
-            differing_type("public.visit_status"),
-        ),
-        (
-            "other_shard_in_session",
-            "pool mode session: a statement for another shard",
-            other_shard_in_session(),
-        ),
-        (
-            "unknown_database",
-            "login to a database that the map does not shard",
-            unknown_database("postgres"),
-        ),
-        ("login_failed", "wrong password or unknown user", login_failed("app")),
-        ("no_user_name", "login without a user", no_user_name()),
-        (
-            "no_shard_access",
-            "options=-c pgward.shard=N by a login without `shard_access`",
-            no_shard_access(),
-        ),
-        (
-            "unknown_shard",
-            "options=-c pgward.shard=N with an N that the map does not have",
-            unknown_shard(),
-        ),
-        ("login_timeout", "login took longer than client_login_timeout", login_timeout()),
-        ("replication", "login with replication=true or database", replication()),
-        ("unsupported_protocol", "a protocol other than 3", unsupported_protocol(2, 0)),
-        (
-            "too_many_clients",
-            "max_client_conn or max_logins_per_address is reached",
-            too_many_clients(),
-        ),
-        (
-            "bad_setting",
-            "a setting's value can't be used, at login or in SET",
-            bad_setting("pgward.shard"),
-        ),
-        (
-            "unknown_setting",
-            "a setting of pgward's that does not exist",
-            unknown_setting("pgward.tenant_id"),
-        ),
-        (
-            "setting_at_start_only",
-            "SET of what only the start of a session may say",
-            setting_at_start_only("pgward.shard"),
-        ),
-        (
-            "computed_setting",
-            "set_config of a setting that pgward must know, to a computed value",
-            computed_setting("pgward.hospital_id"),
-        ),
-        ("no_primary", "no host of the shard accepts writes", no_primary(shard)),
-        (
-            "no_server",
-            "no connection to the shard could be made, or login there failed",
-            no_server(shard),
-        ),
-        ("not_ready", "no shard has answered since pgward started", not_ready()),
-        (
-            "too_many_waiting",
-            "max_waiting requests wait for the same pool",
-            too_many_waiting(shard),
-        ),
-        (
-            "query_wait_timeout",
-            "no server became free within query_wait_timeout; the connection stays",
-            query_wait_timeout(),
-        ),
-        (
-            "cancelled",
-            "the client cancelled a statement that waited for a server; the connection stays",
-            cancelled(),
-        ),
-        ("drained", "pgward shuts down, or the console killed the client", drained()),
-        (
-            "server_lost_in_transaction",
-            "the server was lost in a transaction before COMMIT",
-            server_lost_in_transaction(shard),
-        ),
-        (
-            "outcome_unknown",
-            "the server was lost while it ran COMMIT, or a statement outside a transaction that may write",
-            outcome_unknown(shard),
-        ),
-        (
-            "pinned_server_lost",
-            "the server that held the session's state was lost",
-            pinned_server_lost(shard),
-        ),
-        (
-            "in_failed_transaction",
-            "a statement in a failed transaction that has no server",
-            in_failed_transaction(),
-        ),
-        (
-            "already_in_transaction",
-            "BEGIN in a transaction that has no server yet",
-            already_in_transaction(),
-        ),
-        ("no_transaction", "COMMIT or ROLLBACK outside a transaction", no_transaction()),
-        (
-            "no_transaction_for",
-            "SET LOCAL, SET TRANSACTION or SET CONSTRAINTS outside a transaction",
-            no_transaction_for("SET LOCAL"),
-        ),
-        (
-            "transaction_required",
-            "SAVEPOINT, RELEASE or ROLLBACK TO outside a transaction",
-            transaction_required("SAVEPOINT"),
-        ),
-        (
-            "no_savepoint",
-            "a savepoint that does not exist, in a transaction that has no server yet",
-            no_savepoint("s1"),
-        ),
-        ("duplicate_statement", "Parse with a name that is taken", duplicate_statement("s1")),
-        (
-            "no_statement",
-            "Bind, Describe or DEALLOCATE of a statement that does not exist",
-            no_statement("s1"),
-        ),
-        ("no_portal", "Execute or Describe of a portal that does not exist", no_portal("p1")),
-        ("too_many_statements", "max_client_statements is reached", too_many_statements()),
-        ("batch_too_large", "more than batch_bytes_max before the first Bind", batch_too_large()),
-        (
-            "protocol_violation",
-            "the client broke the protocol; the connection is closed",
-            protocol_violation("message 'Q' is malformed: string has no NUL"),
-        ),
-        ("internal", "a bug of pgward", internal()),
-        ("console_denied", "a console command beyond the user's rights", console_denied()),
-        (
-            "unknown_console_command",
-            "a console command that does not exist",
-            unknown_console_command(),
-        ),
-    ];
-    let mut text = String::from(
-        "# Every error and warning that pgward itself sends: its name, when it comes, and its words.\n\
-         # Errors of the shards pass through unchanged.\n",
-    );
-    for (name, when, reply) in &table {
-        write!(text, "\n{name}\nwhen: {when}\n----\n{}\n", reply_lines(reply)).unwrap();
-    }
-    check_file("refusals.txt", &text);
+fn hospital(n: &str) -> HospitalId {
+    let n: u32 = n.parse().expect("a hospital's number");
+    HospitalId::parse(&format!("{n:032x}")).expect("a hospital")
+}
 
-    let names: Vec<&str> = table.iter().map(|row| row.0).collect();
-    let source = include_str!("../../src/route/refusals.rs");
-    let constructors: Vec<&str> = source
-        .lines()
-        .filter_map(|line| line.strip_prefix("pub fn ")?.split_once('('))
-        .map(|(name, _)| name)
+/// `H42` becomes the id of hospital 42.
+fn expand(text: &str) -> String {
+    let mut out = String::new();
+    let mut rest = text;
+    while let Some(at) = rest.find('H') {
+        let digits = rest[at + 1..].bytes().take_while(u8::is_ascii_digit).count();
+        let is_word = rest[..at].ends_with(|c: char| c.is_alphanumeric() || c == '_');
+        let (head, tail) = rest.split_at(at + 1);
+        if digits == 0 || is_word {
+            out.push_str(head);
+            rest = tail;
+        } else {
+            out.push_str(&head[..at]);
+            out.push_str(&hospital(&tail[..digits]).to_string());
+            rest = &tail[digits..];
+        }
+    }
+    out + rest
+}
+
+/// A session line: `guard=route map=4 login=1,2 hospital=1 txn=1 held=replica block=rw cross=read`.
+/// `map=reject` knows only hospitals 1 and 2.
+struct Setting {
+    guard: GuardMode,
+    map: ShardMap,
+    rights: Rights,
+    hospital: Option<HospitalId>,
+    transaction: Option<HospitalId>,
+    held: Role,
+    block: Block,
+}
+
+impl Setting {
+    fn parse(line: &str) -> Self {
+        let mut setting = Self {
+            guard: GuardMode::Strict,
+            map: map("100"),
+            rights: Rights::default(),
+            hospital: None,
+            transaction: None,
+            held: Role::Primary,
+            block: Block::None,
+        };
+        for word in line.split_whitespace() {
+            let (name, value) = word.split_once('=').expect("name=value");
+            match (name, value) {
+                ("guard", "strict") => setting.guard = GuardMode::Strict,
+                ("guard", "route") => setting.guard = GuardMode::Route,
+                ("map", value) => setting.map = map(value),
+                ("login", list) => {
+                    let list = list.split(',').map(hospital).collect();
+                    setting.rights.hospitals = Hospitals::Only(list);
+                }
+                ("cross", "read") => setting.rights.cross_hospital = CrossHospital::Read,
+                ("cross", "write") => setting.rights.cross_hospital = CrossHospital::Write,
+                ("hospital", n) => setting.hospital = Some(hospital(n)),
+                ("txn", n) => setting.transaction = Some(hospital(n)),
+                ("held", "replica") => setting.held = Role::Replica,
+                ("block", "rw") => setting.block = Block::ReadWrite,
+                ("block", "ro") => setting.block = Block::ReadOnly,
+                ("block", "snapshot") => {
+                    setting.block = Block::Snapshot { read_only: false, serializable: false };
+                }
+                ("block", "snapshot-ro") => {
+                    setting.block = Block::Snapshot { read_only: true, serializable: false };
+                }
+                ("block", "serializable-ro") => {
+                    setting.block = Block::Snapshot { read_only: true, serializable: true };
+                }
+                _ => panic!("session: {word}"),
+            }
+        }
+        setting
+    }
+
+    fn view(&self) -> SessionView<'_> {
+        let bound = |hospital| Bound {
+            hospital: Some(hospital),
+            shard: self.map.locate(hospital).expect("its shard"),
+            role: self.held,
+        };
+        SessionView {
+            rights: &self.rights,
+            hospital: self.hospital,
+            transaction: self.transaction.map(bound),
+            block: self.block,
+            guard: self.guard,
+        }
+    }
+}
+
+/// A map of `shards` (or `reject`), with the guide's tables.
+fn map(shards: &str) -> ShardMap {
+    let mut text = String::from(
+        "version = 1\nmodulus = 100\ndatabase = \"hospital\"\n\
+         key = { column = \"hospital_id\", tables = { \"public.hospitals\" = \"id\" } }\n\
+         reference = [\"public.regions\", \"public.roles\"]\n",
+    );
+    let count: u32 = if shards == "reject" { 2 } else { shards.parse().expect("a number") };
+    if shards == "reject" {
+        text.push_str("unknown_hospital = \"reject\"\n");
+        for n in ["1", "2"] {
+            write!(text, "[[hospital]]\nid = \"{}\"\n", hospital(n)).expect("a String");
+        }
+    }
+    for id in 0..count {
+        let (first, last) = (100 * id / count, 100 * (id + 1) / count - 1);
+        let buckets = if first == last { format!("{first}") } else { format!("{first}-{last}") };
+        write!(
+            text,
+            "[[shard]]\nid = {id}\nregion = \"r{id}\"\nbuckets = \"{buckets}\"\n\
+             primary = \"pg{id}:5432\"\n"
+        )
+        .expect("a String");
+    }
+    ShardMap::parse("map.toml", &text).unwrap_or_else(|problems| panic!("{problems}"))
+}
+
+/// A parameter: `type=value`, where the type is `0`, `uuid`, `text`, `varchar`, `int8`, `uuid[]` or
+/// `text[]`, and the value `null`, `t...` (text format), `b42` (hospital 42 in binary) or `x00ff...`
+/// (bytes in binary format).
+struct Param {
+    of: u32,
+    format: i16,
+    bytes: Option<Vec<u8>>,
+}
+
+impl Param {
+    fn parse(word: &str) -> Self {
+        let (of, value) = word.split_once('=').expect("type=value");
+        let of = match of {
+            "0" => 0,
+            "uuid" => 2950,
+            "text" => 25,
+            "varchar" => 1043,
+            "int8" => 20,
+            "uuid[]" => 2951,
+            "text[]" => 1009,
+            _ => panic!("params: {word}"),
+        };
+        let (format, bytes) = match value.split_at(1) {
+            _ if value == "null" => (0, None),
+            ("t", text) => (0, Some(expand(text).into_bytes())),
+            ("b", n) => (1, Some(hospital(n).0.as_bytes().to_vec())),
+            ("x", hex) => {
+                let byte = |at| u8::from_str_radix(&hex[at..at + 2], 16).expect("hex");
+                (1, Some((0..hex.len()).step_by(2).map(byte).collect()))
+            }
+            _ => panic!("params: {word}"),
+        };
+        Self { of, format, bytes }
+    }
+}
+
+fn catalog(map: &ShardMap) -> Arc<Catalog> {
+    let read = |path| std::fs::read_to_string(path).expect("a schema");
+    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    let text = read(root.join("config/schema.sql")) + &read(golden("route/schema.sql"));
+    let facts = schema_facts(&text).expect("a schema");
+    let tables = &map.tables;
+    let safe = ["public.age_group".to_owned()];
+    let is_one_shard = map.shards().len() == 1;
+    let (keys, reference) = (&tables.key_tables, &tables.reference);
+    let declared = Declared::new(&tables.key_column, keys, reference, &safe, is_one_shard);
+    Arc::new(Catalog::build(1, &[facts], &declared))
+}
+
+/// The answer to one block.
+fn answer(analyzer: &Analyzer, setting: &Setting, params: &[Param], text: &str) -> String {
+    let catalog = catalog(&setting.map);
+    let param_types: Vec<u32> = params.iter().map(|param| param.of).collect();
+    let context = Context {
+        catalog: &catalog,
+        search_path: "\"$user\", public",
+        role: "app",
+        param_types: &param_types,
+    };
+    let text = expand(text);
+    let route = match analyzer.analyze(&text, &context) {
+        Ok(analyzed) => {
+            let params: Vec<_> =
+                params.iter().map(|param| (param.format, param.bytes.as_deref())).collect();
+            let values = TextValues { lexed: &analyzed.lexed, params: &params };
+            decide(&analyzed.analysis, &values, &setting.view(), &setting.map)
+        }
+        Err(error) => Err(refuse_text(&error)),
+    };
+    match route {
+        Ok(Route::One { hospital, shard, role }) => {
+            let n = hospital.map_or("-".to_owned(), |h| h.0.as_u128().to_string());
+            format!("one hospital={n} shard={shard} role={}", role_name(role))
+        }
+        Ok(Route::Any { role }) => format!("any role={}", role_name(role)),
+        Err(refusal) => {
+            let lines = reply_lines(&refusal);
+            assert!(!lines.contains("00000000-"), "names a hospital: {lines}");
+            lines
+        }
+    }
+}
+
+fn role_name(role: Role) -> &'static str {
+    match role {
+        Role::Primary => "primary",
+        Role::Replica => "replica",
+    }
+}
+
+/// Runs the blocks of one file and gives it back with the answers.
+fn run(analyzer: &Analyzer, text: &str) -> String {
+    let mut setting = Setting::parse("");
+    let mut out = String::new();
+    for block in text.trim_end().split("\n\n") {
+        let mut params = Vec::new();
+        let mut statement = Vec::new();
+        let mut notes_only = true;
+        for line in block.lines().take_while(|line| *line != "----") {
+            writeln!(out, "{line}").expect("a String");
+            if let Some(words) = line.strip_prefix("session:") {
+                setting = Setting::parse(words);
+            } else if let Some(words) = line.strip_prefix("params:") {
+                params = words.split_whitespace().map(Param::parse).collect();
+            } else if !line.starts_with('#') {
+                notes_only = false;
+                statement.push(line);
+            }
+        }
+        if !notes_only {
+            let answer = answer(analyzer, &setting, &params, &statement.join("\n"));
+            writeln!(out, "----\n{answer}").expect("a String");
+        }
+        out.push('\n');
+    }
+    out.truncate(out.trim_end().len());
+    out + "\n"
+}
+
+#[test]
+fn statements_go_where_the_tables_say() {
+    let analyzer = Analyzer::new(1 << 20, 1 << 16);
+    let mut names: Vec<String> = std::fs::read_dir(golden("route"))
+        .expect("golden files")
+        .map(|entry| entry.expect("a file").file_name().into_string().expect("UTF-8"))
+        .filter(|name| name.ends_with(".txt"))
         .collect();
-    assert_eq!(names, constructors, "the table lists every constructor, in their order");
+    names.sort();
+    assert!(!names.is_empty());
+    for name in names {
+        let name = format!("route/{name}");
+        let text = std::fs::read_to_string(golden(&name)).expect("a golden file");
+        let first = run(&analyzer, &text);
+        // The second time the analysis comes from the cache: the answer is the same.
+        assert_eq!(first, run(&analyzer, &text), "{name}");
+        check_file(&name, &first);
+    }
 }
