@@ -5,11 +5,10 @@
 //! neither logins nor start-up in it, and is the same on a loaded machine.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use crate::Result;
 use crate::load::{Load, Mode};
-use crate::process::Ports;
+use crate::process::{Ports, RunAs, command};
 use crate::report::Report;
 use crate::targets::{Launcher, Target, TargetName, USER};
 
@@ -36,10 +35,10 @@ pub fn run(
         if name == TargetName::Direct {
             continue;
         }
-        let output = launcher.scratch.path().join(format!("callgrind-{}", name.name()));
+        let output = launcher.scratch.join(format!("callgrind-{}", name.name()));
         std::fs::create_dir_all(&output)?;
         crate::process::give_away(&output)?;
-        let output = output.join("out");
+        let (output, vgdb) = (output.join("out"), output.join("vgdb"));
         let launcher = Launcher {
             options: launcher.options,
             scratch: launcher.scratch,
@@ -48,13 +47,15 @@ pub fn run(
                 VALGRIND.into(),
                 "--tool=callgrind".into(),
                 format!("--callgrind-out-file={}", output.display()),
+                format!("--vgdb-prefix={}", vgdb.display()),
             ],
             probe_interval_ms: PROBE_INTERVAL_MS,
         };
         let mut target = launcher.start(name, ports)?;
         target.await_answer(load)?;
         load.connect(target.address, USER, &target.database, CLIENTS)?;
-        let mut dumps = Dumps { output, count: 0 };
+        let run_as = name.run_as();
+        let mut dumps = Dumps { output, vgdb, run_as, count: 0 };
         let mut row = vec![name.name().to_owned()];
         for mode in Mode::ALL {
             row.push(format!("{:.0}", per_transaction(load, &target, mode, each, &mut dumps)?));
@@ -92,16 +93,21 @@ fn per_transaction(
 /// The counters that callgrind writes: each dump starts again at zero.
 struct Dumps {
     output: PathBuf,
+    /// Prefix of the pipes through which valgrind is told.
+    vgdb: PathBuf,
+    /// Only its own account may tell it.
+    run_as: RunAs,
     count: u32,
 }
 
 impl Dumps {
     /// Instructions of all threads since the last one.
     fn take(&mut self, pid: u32) -> Result<u64> {
-        let status =
-            Command::new("callgrind_control").arg("--dump").arg(pid.to_string()).output()?;
-        if !status.status.success() {
-            return Err(String::from_utf8_lossy(&status.stderr).into_owned().into());
+        let prefix = format!("--vgdb-prefix={}", self.vgdb.display());
+        let args = [prefix, "--dump".into(), pid.to_string()];
+        let told = command(Path::new("callgrind_control"), &args, self.run_as).output()?;
+        if !told.status.success() {
+            return Err(String::from_utf8_lossy(&told.stderr).into_owned().into());
         }
         self.count += 1;
         let path = format!("{}.{}", self.output.display(), self.count);

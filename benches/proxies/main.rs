@@ -28,7 +28,7 @@ use fake_backend::shard_name;
 use load::{Load, Mode};
 use options::{Options, Part};
 use pgward::cli::local;
-use process::{Cpu, Ports, Process, RunAs, Scratch};
+use process::{Cpu, Ports, Process, RunAs};
 use report::Report;
 use targets::{Backend, DATABASE, Launcher, PROBE_USER, Target, TargetName, USER};
 
@@ -63,12 +63,11 @@ fn main() -> ExitCode {
 fn measure(options: &Options) -> Result<()> {
     let started = Instant::now();
     let mut report = Report::new()?;
-    let scratch = Scratch::new()?;
     let mut ports = Ports::new();
     describe(options, &mut report)?;
     let sandbox = local::Sandbox::new()?;
     if options.parts.iter().any(|part| *part != Part::Real) {
-        fake_setting(options, &scratch, &sandbox, &mut ports, &mut report)?;
+        fake_setting(options, &sandbox, &mut ports, &mut report)?;
     }
     report.say(&format!("Took {:.0} s.", started.elapsed().as_secs_f64()));
     report.finish(if options.is_quick { "quick.md" } else { "full.md" })
@@ -102,7 +101,6 @@ fn describe(options: &Options, report: &mut Report) -> Result<()> {
 
 fn fake_setting(
     options: &Options,
-    scratch: &Scratch,
     sandbox: &local::Sandbox,
     ports: &mut Ports,
     report: &mut Report,
@@ -121,7 +119,7 @@ fn fake_setting(
     let backend = Backend::fake(port, SHARDS);
     let launcher = Launcher {
         options,
-        scratch,
+        scratch: sandbox.directory(),
         backend: &backend,
         wrapper: vec![],
         probe_interval_ms: PROBE_INTERVAL_MS,
@@ -138,7 +136,7 @@ fn fake_setting(
         }
         if options.has(Part::Syscalls) {
             let time = options.cell / 2;
-            syscalls::run(&mut load, &targets, scratch.path(), time, report)?;
+            syscalls::run(&mut load, &targets, sandbox.directory(), time, report)?;
         }
         for target in targets {
             load.close(target.address)?;

@@ -11,7 +11,7 @@ use crate::fake_backend::shard_host;
 use crate::hospitals;
 use crate::load::{Load, Mode};
 use crate::options::Options;
-use crate::process::{Ports, Process, RunAs, Scratch};
+use crate::process::{Ports, Process, RunAs};
 
 /// Server connections of every pooler.
 pub const SERVERS: usize = 20;
@@ -54,6 +54,14 @@ impl TargetName {
             Self::PgBouncer => "pgbouncer",
             Self::PgwardOne => "pgward-1",
             Self::PgwardMany => "pgward-100",
+        }
+    }
+
+    /// The account that its process runs under.
+    pub fn run_as(self) -> RunAs {
+        match self {
+            Self::PgBouncer => RunAs::Unprivileged,
+            _ => RunAs::Self_,
         }
     }
 }
@@ -131,7 +139,7 @@ pub struct Launcher<'a> {
     /// What was asked for.
     pub options: &'a Options,
     /// Where configurations and logs go.
-    pub scratch: &'a Scratch,
+    pub scratch: &'a Path,
     /// What stands behind.
     pub backend: &'a Backend,
     /// Under which program (valgrind and its arguments); empty for none.
@@ -149,28 +157,28 @@ impl Launcher<'_> {
         }
         let port = ports.take();
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-        let directory = self.scratch.path().join(format!("{}-{port}", name.name()));
+        let directory = self.scratch.join(format!("{}-{port}", name.name()));
         std::fs::create_dir_all(&directory)?;
         crate::process::give_away(&directory)?;
-        let (program, args, run_as) = match name {
+        let (program, args) = match name {
             TargetName::Relay => {
                 let to = self.backend.single.0.to_string();
                 let args = vec!["--role=relay".into(), address.to_string(), to];
-                (std::env::current_exe()?, args, RunAs::Self_)
+                (std::env::current_exe()?, args)
             }
             TargetName::PgBouncer => {
                 let config = self.pgbouncer_config(&directory, port)?;
                 let args = vec![config.display().to_string()];
-                (self.options.pgbouncer.clone(), args, RunAs::Unprivileged)
+                (self.options.pgbouncer.clone(), args)
             }
             _ => {
                 let config = self.pgward_config(&directory, name, port)?;
                 let config = config.display().to_string();
                 let args = vec!["serve".into(), "--config".into(), config];
-                (self.options.pgward.clone(), args, RunAs::Self_)
+                (self.options.pgward.clone(), args)
             }
         };
-        let log = directory.join("log");
+        let (log, run_as) = (directory.join("log"), name.run_as());
         let mut process = match self.wrapper.split_first() {
             None => Process::start(&program, &args, run_as, &log)?,
             Some((wrapper, wrapper_args)) => {
