@@ -1,5 +1,6 @@
 #![doc = include_str!("ARCHITECTURE.md")]
 
+pub mod document;
 pub mod wire;
 
 pub mod shard_map;

@@ -1,8 +1,149 @@
-//! `pgward check`: in the making.
+//! `pgward check`: a configuration with all the files that it names, before it is served.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+
+use crate::config::Config;
+use crate::document::LoadError;
+use crate::shard_map::{ShardMap, source};
+
+use super::Outcome;
+
+const JSON: &str = "With --json, {\"ok\", \"config\", \"map\", \"problems\"}: map is null or {\"file\", \
+                    \"version\", \"modulus\", \"shards\", \"hosts\", \"regions\", \"hospitals\"}; each \
+                    problem is {\"file\", \"line\", \"column\", \"message\"}, line and column null \
+                    where it is about a whole file. Exit code 1 with any problem.";
 
 #[derive(Debug, clap::Args)]
-pub(super) struct Args {}
+#[command(after_help = JSON)]
+pub(super) struct Args {
+    /// Configuration file; the shard map and the users file that it names are checked too.
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
 
-pub(super) fn run(_args: &Args) -> super::Outcome {
-    super::Outcome::WrongUse
+/// What was found.
+#[derive(Default)]
+struct Findings {
+    map: Option<(PathBuf, ShardMap)>,
+    problems: Vec<Finding>,
+    more: usize,
+}
+
+/// A problem, with its place if it has one.
+struct Finding {
+    file: String,
+    place: Option<(usize, usize)>,
+    message: String,
+}
+
+pub(super) fn run(args: &Args) -> Outcome {
+    let mut found = Findings::default();
+    match Config::load(&args.config) {
+        Ok(config) => found.check_files(&config),
+        Err(LoadError::Read { path, source }) => {
+            eprintln!("{}: {source}", path.display());
+            return Outcome::WrongUse;
+        }
+        Err(error) => found.add(&args.config, error),
+    }
+    if args.json {
+        super::print(format_args!("{:#}", found.as_json(&args.config)));
+    } else {
+        found.say(&args.config);
+    }
+    if found.problems.is_empty() { Outcome::Yes } else { Outcome::Finding }
+}
+
+impl Findings {
+    fn check_files(&mut self, config: &Config) {
+        match source::load(&config.shard_map) {
+            Ok(map) => {
+                if let Some(message) = config.routing.region_problem(map.regions()) {
+                    let file = config.shard_map.display().to_string();
+                    self.problems.push(Finding { file, place: None, message });
+                }
+                self.map = Some((config.shard_map.clone(), map));
+            }
+            Err(error) => self.add(&config.shard_map, error),
+        }
+    }
+
+    fn add(&mut self, path: &Path, error: LoadError) {
+        match error {
+            LoadError::Read { source, .. } => self.problems.push(Finding {
+                file: path.display().to_string(),
+                place: None,
+                message: source.to_string(),
+            }),
+            LoadError::Problems(problems) => {
+                self.more += problems.more;
+                self.problems.extend(problems.list.into_iter().map(|problem| Finding {
+                    file: problem.file,
+                    place: Some((problem.line, problem.column)),
+                    message: problem.message,
+                }));
+            }
+        }
+    }
+
+    /// Problems go to stderr, as compilers write them.
+    fn say(&self, config: &Path) {
+        for Finding { file, place, message } in &self.problems {
+            match place {
+                Some((line, column)) => eprintln!("{file}:{line}:{column}: {message}"),
+                None => eprintln!("{file}: {message}"),
+            }
+        }
+        match self.problems.len() + self.more {
+            0 => super::print(format_args!("{}: ok", config.display())),
+            1 => eprintln!("1 problem"),
+            count => eprintln!("{count} problems"),
+        }
+        if let Some((file, map)) = &self.map {
+            super::print(format_args!(
+                "{}: ok: version {}, {} buckets, shards: {}, hosts: {}, regions: {}, hospitals \
+                 listed: {}",
+                file.display(),
+                map.version,
+                map.modulus,
+                map.shards().len(),
+                hosts(map),
+                map.regions().join(" "),
+                map.hospitals().len(),
+            ));
+        }
+    }
+
+    fn as_json(&self, config: &Path) -> Value {
+        let problems = self.problems.iter().map(|Finding { file, place, message }| {
+            let (line, column) = place.unzip();
+            json!({ "file": file, "line": line, "column": column, "message": message })
+        });
+        let map = self.map.as_ref().map(|(file, map)| {
+            json!({
+                "file": file.display().to_string(),
+                "version": map.version,
+                "modulus": map.modulus,
+                "shards": map.shards().len(),
+                "hosts": hosts(map),
+                "regions": map.regions(),
+                "hospitals": map.hospitals().len(),
+            })
+        });
+        json!({
+            "ok": self.problems.is_empty(),
+            "config": config.display().to_string(),
+            "map": map,
+            "problems": problems.collect::<Value>(),
+        })
+    }
+}
+
+fn hosts(map: &ShardMap) -> usize {
+    map.shards().iter().map(|shard| shard.hosts().count()).sum()
 }

@@ -10,10 +10,15 @@ pub mod analyze;
 pub mod catalog;
 pub mod functions;
 pub mod lexer;
+mod schema;
 
 use std::sync::Arc;
 
-pub use catalog::{Catalog, Declared, FunctionFact, RelationFact, ShardFacts};
+pub use schema::schema_facts;
+
+pub use catalog::{
+    Catalog, Declared, FunctionFact, FunctionKind, Relation, RelationFact, RelationKind, ShardFacts,
+};
 
 /// All statements of one text, in order. Cached and shared.
 #[derive(Debug, Clone, Default, PartialEq)]

@@ -10,7 +10,7 @@ pub mod frontend;
 pub mod sqlstate;
 pub mod startup;
 
-use bytes::Bytes;
+use bytes::{BufMut, Bytes, BytesMut};
 
 /// Bytes of a typed message's header: one tag byte and an Int32 length that counts itself.
 pub const HEADER_BYTES: usize = 5;
@@ -43,6 +43,14 @@ pub enum Error {
         tag: u8,
         /// What is wrong.
         what: &'static str,
+    },
+    /// A StartupMessage of a protocol that is not 3.x.
+    #[error("protocol {major}.{minor} is not spoken here")]
+    UnsupportedProtocol {
+        /// As sent.
+        major: u16,
+        /// As sent.
+        minor: u16,
     },
     /// A tag that does not exist in this direction.
     #[error("message type '{}' is not known here", tag_name(*.tag))]
@@ -96,6 +104,29 @@ pub struct Frame {
     pub tag: u8,
     /// Body after the length field.
     pub body: Bytes,
+}
+
+/// Appends one message: `tag` (none for the packets of the start), the length, and what `body`
+/// writes. The only place that computes a length field.
+fn write(out: &mut BytesMut, tag: Option<u8>, body: impl FnOnce(&mut BytesMut)) {
+    if let Some(tag) = tag {
+        out.put_u8(tag);
+    }
+    let start = out.len();
+    out.put_i32(0);
+    body(out);
+    let length = out.len() - start;
+    debug_assert!(i32::try_from(length).is_ok(), "message of {length} bytes");
+    out[start..start + 4].copy_from_slice(&(length as u32).to_be_bytes());
+}
+
+/// Appends a NUL-terminated string, cut at a NUL of its own: whatever it holds, the messages
+/// behind it stay where their lengths say.
+fn write_cstr(out: &mut BytesMut, text: &[u8]) {
+    let end = text.iter().position(|b| *b == 0).unwrap_or(text.len());
+    debug_assert_eq!(end, text.len(), "NUL in a C string");
+    out.put_slice(&text[..end]);
+    out.put_u8(0);
 }
 
 /// Transaction status that ReadyForQuery reports (manual: "ReadyForQuery").
@@ -178,9 +209,9 @@ impl<'a> Reader<'a> {
         Ok(i32::from_be_bytes([b[0], b[1], b[2], b[3]]))
     }
 
-    /// A count sent as Int16, refused where negative.
+    /// A count sent as Int16, which Postgres reads as unsigned: a Bind may have 65,535 parameters.
     pub fn count(&mut self) -> Result<usize, Error> {
-        usize::try_from(self.i16()?).map_err(|_| self.malformed("negative count"))
+        Ok(usize::from(self.i16()? as u16))
     }
 
     /// A NUL-terminated string, without its NUL.
@@ -197,3 +228,6 @@ impl<'a> Reader<'a> {
         if self.rest.is_empty() { Ok(()) } else { Err(self.malformed("has bytes left over")) }
     }
 }
+
+#[cfg(test)]
+mod tests;

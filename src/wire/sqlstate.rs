@@ -62,3 +62,11 @@ pub const UNDEFINED_OBJECT: &str = "42704";
 pub const SUCCESSFUL_COMPLETION: &str = "00000";
 /// A bug of pgward; the connection is closed.
 pub const INTERNAL_ERROR: &str = "XX000";
+/// A `$n` that the request does not have.
+pub const UNDEFINED_PARAMETER: &str = "42P02";
+/// Bytes that are not valid in the client's encoding.
+pub const CHARACTER_NOT_IN_REPERTOIRE: &str = "22021";
+/// A setting that can't be changed now.
+pub const CANT_CHANGE_RUNTIME_PARAM: &str = "55P02";
+/// A limit of pgward's configuration.
+pub const PROGRAM_LIMIT_EXCEEDED: &str = "54000";

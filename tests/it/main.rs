@@ -2,4 +2,11 @@
 
 mod support;
 
+mod demo;
+mod drivers;
+mod failures;
 mod local;
+mod operations;
+mod route_golden;
+mod routing;
+mod tidy;

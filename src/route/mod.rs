@@ -2,10 +2,23 @@
 //!
 //! [`decide`] takes facts of the statement, values of its keys, what the session is, and the map;
 //! it answers with a [`Route`] or a [`Refusal`]. It never sees a host, a socket or health: it says
-//! which shard and role, the pool picks the host.
+//! which shard and role, the pool picks the host. Also the words of every refusal ([`refusals`]) and of
+//! an explanation ([`explain`]). Called by `session`, the console and `pgward route`.
+//!
+//! A map of one shard with guard `route` and a login for any hospital has nothing to guard: what is not
+//! classified is forwarded to the primary, keyless statements and several hospitals pass. A session
+//! that named its hospital, or a login that is bound to some, keeps the guard there too.
 
-use crate::shard_map::{HospitalId, ShardId, ShardMap};
-use crate::sql::Analysis;
+mod decide;
+pub mod explain;
+mod keys;
+pub mod refusals;
+#[cfg(test)]
+mod tests;
+
+pub use decide::decide;
+
+use crate::shard_map::{HospitalId, ShardId};
 use crate::wire::backend::ErrorReply;
 
 /// `[guard] mode`.
@@ -152,14 +165,4 @@ pub trait Values {
     fn literal(&self, slot: u16) -> Option<std::borrow::Cow<'_, str>>;
     /// The text's hint, `/* hospital_id='...' */`; more than one distinct hint is `Err(())`.
     fn hint(&self) -> Result<Option<&str>, ()>;
-}
-
-/// Decides where one request goes: a Query with all its statements, or one Bind.
-pub fn decide(
-    _analysis: &Analysis,
-    _values: &dyn Values,
-    _session: &SessionView<'_>,
-    _map: &ShardMap,
-) -> Result<Route, Refusal> {
-    unimplemented!("route helper")
 }

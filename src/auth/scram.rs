@@ -1,0 +1,500 @@
+//! SCRAM-SHA-256 (RFC 5802, 7677; manual: "SASL Authentication"), message in, message out.
+//!
+//! Each step consumes the one before, so an exchange can't be replayed or skipped. Messages of a
+//! peer are checked here for length, alphabet and fields before a library sees them, and numbers
+//! of a server are capped, since they decide how long pgward computes.
+
+use pgwire::api::auth::sasl::scram as pgwire_scram;
+use pgwire::api::auth::sasl::scram::{
+    ScramSecret, ScramServerAuth, ScramServerAuthWaitingForClientFinal,
+};
+use pgwire::error::PgWireError;
+use postgres_protocol::authentication::sasl::{ChannelBinding, ScramSha256};
+
+use super::{Error, Secret};
+
+/// Name of the mechanism.
+pub const MECHANISM: &str = "SCRAM-SHA-256";
+/// Iterations that pgward computes for a server at most (as pgjdbc since CVE-2026-42198).
+pub const ITERATIONS_MAX: u32 = 100_000;
+/// Longest message of an exchange; real ones have about 100 bytes.
+const MESSAGE_BYTES_MAX: usize = 1024;
+/// Lengths of a nonce in characters. Drivers send 24 or more.
+const NONCE_CHARS: std::ops::RangeInclusive<usize> = 18..=256;
+/// Base64 of a SHA-256 digest.
+const DIGEST_CHARS: usize = 44;
+const DIGEST_BYTES: usize = 32;
+
+/// What pgward keeps of a client's secret: enough to check a proof, not enough to make one.
+#[derive(Clone)]
+pub struct Verifier {
+    salt: Vec<u8>,
+    iterations: u32,
+    stored_key: [u8; DIGEST_BYTES],
+    server_key: [u8; DIGEST_BYTES],
+    /// No proof fits, whatever it is: the user does not exist.
+    mock: bool,
+}
+
+impl std::fmt::Debug for Verifier {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Verifier(...)")
+    }
+}
+
+impl Verifier {
+    /// Computes the verifier of a plain secret: `iterations` hashes, about a millisecond for 4096.
+    pub fn derive(secret: &Secret, salt: &[u8], iterations: u32) -> Self {
+        let iterations = iterations.max(1); // the library panics on none
+        let salted = pgwire_scram::gen_salted_password(secret.expose(), salt, iterations as usize);
+        let secret = ScramSecret::verifier_from_salted_password(salt.to_vec(), salted, 0);
+        let (stored_key, server_key) = match secret {
+            ScramSecret::Verifier { stored_key, server_key, .. } => (stored_key, server_key),
+            ScramSecret::SaltedPassword { .. } => (Vec::new(), Vec::new()),
+        };
+        match (stored_key.try_into(), server_key.try_into()) {
+            (Ok(stored_key), Ok(server_key)) => {
+                Self { salt: salt.to_vec(), iterations, stored_key, server_key, mock: false }
+            }
+            // Not with SHA-256; if it were, nobody logs in.
+            _ => Self::mock("", b"", iterations),
+        }
+    }
+
+    /// Reads `SCRAM-SHA-256$<iterations>:<salt>$<stored key>:<server key>`, as in `pg_authid`.
+    pub fn parse(text: &str) -> Option<Self> {
+        let rest = text.strip_prefix("SCRAM-SHA-256$")?;
+        let (head, keys) = rest.split_once('$')?;
+        let (iterations, salt) = head.split_once(':')?;
+        let (stored_key, server_key) = keys.split_once(':')?;
+        let iterations = number(iterations).filter(|n| *n > 0)?;
+        let salt = decode_base64(salt).filter(|salt| !salt.is_empty())?;
+        Some(Self {
+            salt,
+            iterations,
+            stored_key: decode_base64(stored_key)?.try_into().ok()?,
+            server_key: decode_base64(server_key)?.try_into().ok()?,
+            mock: false,
+        })
+    }
+
+    /// A verifier for a name that does not exist: the same salt each time, like a real one, and
+    /// no proof fits.
+    pub fn mock(name: &str, seed: &[u8], iterations: u32) -> Self {
+        let keys = [seed, b"keys"].concat();
+        let mut key = [0; DIGEST_BYTES];
+        key.iter_mut()
+            .zip(pgwire_scram::gen_salted_password(name, &keys, 1))
+            .for_each(|(to, from)| *to = from);
+        Self {
+            salt: salt_for(name, seed),
+            iterations: iterations.max(1),
+            stored_key: key,
+            server_key: key,
+            mock: true,
+        }
+    }
+}
+
+/// The salt of `name`: the same for as long as `seed` lives, whether or not the name exists.
+/// One PBKDF2 iteration is an HMAC, keyed by the name over the seed.
+pub fn salt_for(name: &str, seed: &[u8]) -> Vec<u8> {
+    let mut salt = pgwire_scram::gen_salted_password(name, seed, 1);
+    salt.truncate(16);
+    salt
+}
+
+/// pgward's side of a client's login, between server-first and client-final.
+pub struct ServerExchange {
+    machine: ScramServerAuthWaitingForClientFinal,
+    mock: bool,
+}
+
+impl ServerExchange {
+    /// Takes client-first; gives server-first and what waits for client-final.
+    pub fn start(client_first: &[u8], verifier: &Verifier) -> Result<(String, Self), Error> {
+        check_client_first(client_first)?;
+        let secret = ScramSecret::Verifier {
+            salt: verifier.salt.clone(),
+            iterations: verifier.iterations as usize,
+            stored_key: verifier.stored_key.to_vec(),
+            server_key: verifier.server_key.to_vec(),
+        };
+        let (server_first, machine) = ScramServerAuth::new()
+            .on_client_first_message_with_secret(client_first, secret)
+            .map_err(|_| Error::Malformed("client-first"))?;
+        Ok((server_first, Self { machine, mock: verifier.mock }))
+    }
+
+    /// Takes client-final; gives server-final if the proof is right.
+    ///
+    /// What the library compares, in variable time, are hashes over its own fresh nonce, which
+    /// the client can't steer: the time tells nothing of the stored key.
+    pub fn finish(self, client_final: &[u8]) -> Result<String, Error> {
+        check_client_final(client_final)?;
+        match self.machine.on_client_final_message(client_final) {
+            Ok(server_final) if !self.mock => Ok(server_final),
+            Ok(_) | Err(PgWireError::InvalidPassword(_)) => Err(Error::Denied),
+            Err(_) => Err(Error::Malformed("client-final")),
+        }
+    }
+}
+
+/// `n,,n=<name>,r=<nonce>`, or `y` for `n`. The name is not used: the StartupMessage has it.
+fn check_client_first(message: &[u8]) -> Result<(), Error> {
+    let fields = fields::<4>(message, "client-first")?;
+    let [flag, authzid, name, nonce] = fields;
+    match flag {
+        "n" | "y" => {}
+        _ if flag.starts_with("p=") => return Err(Error::Malformed("channel binding")),
+        _ => return Err(Error::Malformed("channel binding flag")),
+    }
+    if !authzid.is_empty() {
+        return Err(Error::Malformed("authorization identity"));
+    }
+    if !name.starts_with("n=") || name.chars().any(char::is_control) {
+        return Err(Error::Malformed("user name"));
+    }
+    check_nonce(nonce)
+}
+
+/// `c=<base64>,r=<nonce>,p=<proof>`.
+fn check_client_final(message: &[u8]) -> Result<(), Error> {
+    let [binding, nonce, proof] = fields::<3>(message, "client-final")?;
+    if binding.strip_prefix("c=").and_then(decode_base64).is_none() {
+        return Err(Error::Malformed("channel binding"));
+    }
+    check_nonce(nonce)?;
+    let proof = proof.strip_prefix("p=").filter(|proof| proof.len() == DIGEST_CHARS);
+    match proof.and_then(decode_base64) {
+        Some(proof) if proof.len() == DIGEST_BYTES => Ok(()),
+        _ => Err(Error::Malformed("proof")),
+    }
+}
+
+/// The message as exactly `N` fields; extensions (`m=` and what may follow) are refused.
+fn fields<'a, const N: usize>(
+    message: &'a [u8],
+    what: &'static str,
+) -> Result<[&'a str; N], Error> {
+    if message.len() > MESSAGE_BYTES_MAX {
+        return Err(Error::Malformed("too long"));
+    }
+    let text = std::str::from_utf8(message).map_err(|_| Error::Malformed("not UTF-8"))?;
+    let fields: Vec<&str> = text.splitn(N + 1, ',').collect();
+    fields.try_into().map_err(|_| Error::Malformed(what))
+}
+
+fn check_nonce(field: &str) -> Result<(), Error> {
+    match field.strip_prefix("r=") {
+        Some(nonce)
+            if NONCE_CHARS.contains(&nonce.len())
+                && nonce.bytes().all(|b| b.is_ascii_graphic()) =>
+        {
+            Ok(())
+        }
+        _ => Err(Error::Malformed("nonce")),
+    }
+}
+
+/// pgward's own login to a server, between client-first and server-first.
+pub struct ClientExchange {
+    machine: ScramSha256,
+    nonce_chars: usize,
+}
+
+impl ClientExchange {
+    /// Gives client-first and what waits for server-first.
+    pub fn start(secret: &Secret) -> (Vec<u8>, Self) {
+        let machine = ScramSha256::new(secret.expose().as_bytes(), ChannelBinding::unsupported());
+        let client_first = machine.message().to_vec();
+        let nonce_chars = client_first.len() - b"n,,n=,r=".len();
+        (client_first, Self { machine, nonce_chars })
+    }
+
+    /// Takes server-first; gives client-final and what waits for server-final. Computes up to
+    /// [`ITERATIONS_MAX`] hashes: not for a thread that serves others.
+    pub fn on_server_first(mut self, server_first: &[u8]) -> Result<(Vec<u8>, ClientProof), Error> {
+        let [nonce, salt, iterations] = fields::<3>(server_first, "server-first")?;
+        check_nonce(nonce)?;
+        // The library checks that it begins with ours.
+        if nonce.len() - "r=".len() <= self.nonce_chars {
+            return Err(Error::Malformed("the server added nothing to the nonce"));
+        }
+        if salt.strip_prefix("s=").and_then(decode_base64).is_none_or(|salt| salt.is_empty()) {
+            return Err(Error::Malformed("salt"));
+        }
+        match iterations.strip_prefix("i=").and_then(number) {
+            Some(1..=ITERATIONS_MAX) => {}
+            _ => return Err(Error::Malformed("iterations")),
+        }
+        self.machine.update(server_first).map_err(|_| Error::Malformed("server-first"))?;
+        Ok((self.machine.message().to_vec(), ClientProof { machine: self.machine }))
+    }
+}
+
+/// pgward's own login to a server, between client-final and server-final.
+pub struct ClientProof {
+    machine: ScramSha256,
+}
+
+impl ClientProof {
+    /// Takes server-final: fails unless the server has proved that it knows the secret too.
+    pub fn on_server_final(mut self, server_final: &[u8]) -> Result<(), Error> {
+        if server_final.len() > MESSAGE_BYTES_MAX {
+            return Err(Error::Malformed("too long"));
+        }
+        self.machine.finish(server_final).map_err(|_| Error::Impostor)
+    }
+}
+
+/// A decimal number without sign.
+fn number(text: &str) -> Option<u32> {
+    text.bytes().all(|b| b.is_ascii_digit()).then(|| text.parse().ok())?
+}
+
+/// Strict base64: padded, no white space, no stray bits.
+fn decode_base64(text: &str) -> Option<Vec<u8>> {
+    if !text.len().is_multiple_of(4) {
+        return None;
+    }
+    let data = text.strip_suffix("==").or(text.strip_suffix('=')).unwrap_or(text);
+    let (mut out, mut bits, mut held) = (Vec::with_capacity(data.len() * 3 / 4), 0u32, 0);
+    for byte in data.bytes() {
+        let sextet = match byte {
+            b'A'..=b'Z' => byte - b'A',
+            b'a'..=b'z' => byte - b'a' + 26,
+            b'0'..=b'9' => byte - b'0' + 52,
+            b'+' => 62,
+            b'/' => 63,
+            _ => return None,
+        };
+        bits = (bits << 6) | u32::from(sextet);
+        held += 6;
+        if held >= 8 {
+            held -= 8;
+            out.push((bits >> held) as u8);
+            bits &= (1 << held) - 1;
+        }
+    }
+    (bits == 0).then_some(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const SEED: &[u8] = b"0123456789abcdef0123456789abcdef";
+
+    /// Runs a whole login of postgres-protocol's client against pgwire's server.
+    fn log_in(sent: &str, verifier: &Verifier) -> Result<(), Error> {
+        let (client_first, client) = ClientExchange::start(&Secret::new(sent));
+        let (server_first, server) = ServerExchange::start(&client_first, verifier)?;
+        let (client_final, client) = client.on_server_first(server_first.as_bytes())?;
+        let server_final = server.finish(&client_final)?;
+        client.on_server_final(server_final.as_bytes())
+    }
+
+    #[test]
+    fn both_sides_agree_on_the_right_secret_only() {
+        for secret in ["pencil", "\u{e4}\u{2168}\u{a0}x", "a,b=c", &"long".repeat(100)] {
+            let derived = Verifier::derive(&Secret::new(secret), b"0123456789abcdef", 64);
+            assert_eq!(log_in(secret, &derived), Ok(()), "{secret}");
+            assert_eq!(log_in("other", &derived), Err(Error::Denied), "{secret}");
+
+            let stored = postgres_protocol::password::scram_sha_256(secret.as_bytes());
+            let stored = Verifier::parse(&stored).unwrap();
+            assert_eq!(log_in(secret, &stored), Ok(()), "{secret}");
+            assert_eq!(log_in("other", &stored), Err(Error::Denied), "{secret}");
+        }
+    }
+
+    #[test]
+    fn a_name_that_does_not_exist_looks_like_one_that_does() {
+        let mock = Verifier::mock("nobody", SEED, 64);
+        assert_eq!(log_in("pencil", &mock), Err(Error::Denied));
+        assert_eq!(mock.salt, Verifier::mock("nobody", SEED, 64).salt);
+        assert_eq!(mock.salt, salt_for("nobody", SEED));
+        assert_eq!(mock.salt.len(), 16);
+        assert_ne!(mock.salt, Verifier::mock("somebody", SEED, 64).salt);
+        assert_ne!(mock.salt, Verifier::mock("nobody", b"another seed", 64).salt);
+    }
+
+    #[test]
+    fn no_proof_fits_a_mock() {
+        // Even one that is right for its keys.
+        let mut verifier = Verifier::derive(&Secret::new("pencil"), b"salt", 64);
+        verifier.mock = true;
+        assert_eq!(log_in("pencil", &verifier), Err(Error::Denied));
+    }
+
+    #[test]
+    fn stored_verifiers_are_read_strictly() {
+        let good = postgres_protocol::password::scram_sha_256(b"pencil");
+        assert!(Verifier::parse(&good).is_some());
+        let (head, keys) = good.rsplit_once('$').unwrap();
+        for bad in [
+            "",
+            "SCRAM-SHA-256$",
+            "pencil",
+            "md5c1e3b6b1f6b0c1b8b0f4c8f4e6c0a1b2",
+            head,
+            &format!("{head}${keys}x"),
+            &format!("{head}${}", &keys[1..]),
+            &good.replace("$4096", "$0"),
+            &good.replace("$4096", "$+4096"),
+            &good.replace("$4096", "$99999999999"),
+        ] {
+            assert!(Verifier::parse(bad).is_none(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn hostile_clients_are_refused_in_the_first_message() {
+        let verifier = Verifier::derive(&Secret::new("pencil"), b"salt", 64);
+        let nonce = "r=0123456789abcdef01234567";
+        for (message, want) in [
+            (String::new(), "client-first"),
+            ("n,,n=".into(), "client-first"),
+            (format!("n,,n=u,{nonce},x=1"), "client-first"),
+            (format!("m=1,n,,n=u,{nonce}"), "client-first"),
+            (format!("p=tls-server-end-point,,n=u,{nonce}"), "channel binding"),
+            (format!("x,,n=u,{nonce}"), "channel binding flag"),
+            (format!("n,a=root,n=u,{nonce}"), "authorization identity"),
+            (format!("n,,u,{nonce}"), "user name"),
+            (format!("n,,n=u\0,{nonce}"), "user name"),
+            ("n,,n=u,r=short".into(), "nonce"),
+            (format!("n,,n=u,{nonce}\0"), "nonce"),
+            (format!("n,,n=u,{nonce}\u{e9}"), "nonce"),
+            (format!("n,,n=u,r={}", "x".repeat(257)), "nonce"),
+            (format!("n,,n={},{nonce}", "x".repeat(2000)), "too long"),
+        ] {
+            let got = ServerExchange::start(message.as_bytes(), &verifier).err();
+            assert_eq!(got, Some(Error::Malformed(want)), "{message:?}");
+        }
+        assert!(ServerExchange::start(b"n,,n=u,\xff", &verifier).is_err());
+        let message = format!("y,,n=\u{e9}va,{nonce}");
+        assert!(ServerExchange::start(message.as_bytes(), &verifier).is_ok());
+    }
+
+    #[test]
+    fn hostile_clients_are_refused_in_the_last_message() {
+        let verifier = Verifier::derive(&Secret::new("pencil"), b"salt", 64);
+        let proof = "A".repeat(43) + "=";
+        for (message, want) in [
+            ("c=biws,r=NONCE".into(), Error::Malformed("client-final")),
+            (format!("c=biws,r=NONCE,x=1,p={proof}"), Error::Malformed("client-final")),
+            (format!("c=*,r=NONCE,p={proof}"), Error::Malformed("channel binding")),
+            (format!("c=eSws,r=NONCE,p={proof}"), Error::Malformed("client-final")),
+            (format!("c=biws,r=NONCEx,p={proof}"), Error::Malformed("client-final")),
+            (format!("c=biws,r=0123456789abcdef0123,p={proof}"), Error::Malformed("client-final")),
+            (format!("c=biws,r=NONCE,p=A{proof}"), Error::Malformed("proof")),
+            ("c=biws,r=NONCE,p=".into(), Error::Malformed("proof")),
+            (format!("c=biws,r=NONCE,p={}", "A".repeat(44)), Error::Malformed("proof")),
+            (format!("c=biws,r=NONCE,p={proof}"), Error::Denied),
+        ] {
+            let client_first = b"n,,n=,r=0123456789abcdef0123";
+            let (server_first, server) = ServerExchange::start(client_first, &verifier).unwrap();
+            let nonce = server_first["r=".len()..].split(',').next().unwrap();
+            let message = message.replace("NONCE", nonce);
+            assert_eq!(server.finish(message.as_bytes()), Err(want), "{message}");
+        }
+    }
+
+    #[test]
+    fn hostile_servers_are_refused() {
+        for (reply, want) in [
+            ("", "server-first"),
+            ("r=NONCEx,s=c2FsdA==", "server-first"),
+            ("m=1,r=NONCEx,s=c2FsdA==,i=1", "server-first"),
+            ("r=NONCEx,s=c2FsdA==,i=1,x=1", "server-first"),
+            ("r=NONCE,s=c2FsdA==,i=1", "the server added nothing to the nonce"),
+            ("r=0123456789abcdef01234567890,s=c2FsdA==,i=1", "server-first"),
+            ("r=NONCELONG,s=c2FsdA==,i=1", "nonce"),
+            ("r=NONCEx,s=,i=1", "salt"),
+            ("r=NONCEx,s=c2FsdA,i=1", "salt"),
+            ("r=NONCEx,s=c2FsdA==,i=0", "iterations"),
+            ("r=NONCEx,s=c2FsdA==,i=-1", "iterations"),
+            ("r=NONCEx,s=c2FsdA==,i=100001", "iterations"),
+            ("r=NONCEx,s=c2FsdA==,i=99999999999", "iterations"),
+        ] {
+            let (client_first, client) = ClientExchange::start(&Secret::new("pencil"));
+            let nonce = std::str::from_utf8(&client_first[8..]).unwrap();
+            let reply = reply.replace("LONG", &"x".repeat(256)).replace("NONCE", nonce);
+            let got = client.on_server_first(reply.as_bytes()).err();
+            assert_eq!(got, Some(Error::Malformed(want)), "{reply}");
+        }
+    }
+
+    #[test]
+    fn a_server_that_does_not_know_the_secret_is_an_impostor() {
+        for server_final in
+            ["v=AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=", "v=", "e=other-error", "", "\u{ff}"]
+        {
+            let (client_first, client) = ClientExchange::start(&Secret::new("pencil"));
+            let nonce = std::str::from_utf8(&client_first[8..]).unwrap();
+            let server_first = format!("r={nonce}xyz,s=c2FsdA==,i=64");
+            let (_, proof) = client.on_server_first(server_first.as_bytes()).unwrap();
+            assert_eq!(proof.on_server_final(server_final.as_bytes()), Err(Error::Impostor));
+        }
+    }
+
+    #[test]
+    fn base64_is_strict() {
+        for (text, want) in [
+            ("", Some(&b""[..])),
+            ("AA==", Some(&[0])),
+            ("/+8=", Some(&[255, 239])),
+            ("c2FsdA==", Some(b"salt")),
+            ("AB==", None),
+            ("AA=", None),
+            ("A===", None),
+            ("====", None),
+            ("A A=", None),
+            ("AA==AA==", None),
+            ("AA-_", None),
+        ] {
+            assert_eq!(decode_base64(text).as_deref(), want, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn nothing_prints_a_secret() {
+        let secret = Secret::new("pencil");
+        let verifier = Verifier::derive(&secret, b"salt", 64);
+        assert_eq!(format!("{secret:?} {verifier:?}"), "Secret(...) Verifier(...)");
+    }
+
+    proptest! {
+        #[test]
+        fn no_message_makes_the_server_side_panic(
+            first in prop_oneof!["[nyp=,ra0-9\\PC]{0,60}", Just("n,,n=,r=0123456789abcdef0123".to_owned())],
+            last in "(c=biws)?,?(r=[0-9a-f]{0,20})?[,p=A-Za-z/+\\PC]{0,60}",
+        ) {
+            let verifier = Verifier::mock("u", SEED, 1);
+            if let Ok((_, server)) = ServerExchange::start(first.as_bytes(), &verifier) {
+                prop_assert!(server.finish(last.as_bytes()).is_err());
+            }
+        }
+
+        #[test]
+        fn no_message_makes_the_client_side_panic(
+            tail in "[a-z0-9,=/+\\PC]{0,40}",
+            server_final in prop::collection::vec(any::<u8>(), 0..60),
+        ) {
+            let (client_first, client) = ClientExchange::start(&Secret::new("pencil"));
+            let mut message = b"r=".to_vec();
+            message.extend(&client_first[8..]);
+            message.extend(tail.as_bytes());
+            let _ = client.on_server_first(&message);
+
+            let (client_first, client) = ClientExchange::start(&Secret::new("pencil"));
+            let nonce = std::str::from_utf8(&client_first[8..]).unwrap();
+            let (_, proof) =
+                client.on_server_first(format!("r={nonce}x,s=c2FsdA==,i=1").as_bytes()).unwrap();
+            prop_assert!(proof.on_server_final(&server_final).is_err());
+        }
+    }
+}
