@@ -4,14 +4,17 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
+use crate::auth::users::{LoadError as UsersError, Users};
 use crate::config::Config;
 use crate::document::LoadError;
+use crate::route::Hospitals;
 use crate::shard_map::{ShardMap, source};
 
 use super::Outcome;
 
-const JSON: &str = "With --json, {\"ok\", \"config\", \"map\", \"problems\"}: map is null or {\"file\", \
-                    \"version\", \"modulus\", \"shards\", \"hosts\", \"regions\", \"hospitals\"}; each \
+const JSON: &str = "With --json, {\"ok\", \"config\", \"map\", \"users\", \"problems\"}: map is null or {\"file\", \
+                    \"version\", \"modulus\", \"shards\", \"hosts\", \"regions\", \"hospitals\"}; users is null or {\"file\", \
+                    \"count\"}; each \
                     problem is {\"file\", \"line\", \"column\", \"message\"}, line and column null \
                     where it is about a whole file. Exit code 1 with any problem.";
 
@@ -30,6 +33,7 @@ pub(super) struct Args {
 #[derive(Default)]
 struct Findings {
     map: Option<(PathBuf, ShardMap)>,
+    users: Option<(PathBuf, Users)>,
     problems: Vec<Finding>,
     more: usize,
 }
@@ -62,14 +66,64 @@ pub(super) fn run(args: &Args) -> Outcome {
 impl Findings {
     fn check_files(&mut self, config: &Config) {
         match source::load(&config.shard_map) {
-            Ok(map) => {
-                if let Some(message) = config.routing.region_problem(map.regions()) {
-                    let file = config.shard_map.display().to_string();
-                    self.problems.push(Finding { file, place: None, message });
-                }
-                self.map = Some((config.shard_map.clone(), map));
-            }
+            Ok(map) => self.map = Some((config.shard_map.clone(), map)),
             Err(error) => self.add(&config.shard_map, error),
+        }
+        match Users::load(&config.users, &config.auth) {
+            Ok(users) => self.users = Some((config.users.clone(), users)),
+            Err(error) => self.add_users(error),
+        }
+        self.check_together(config);
+    }
+
+    /// What each file says of the others.
+    fn check_together(&mut self, config: &Config) {
+        let mut found = Vec::new();
+        if let Some((file, map)) = &self.map {
+            let problem = config.routing.region_problem(map.regions());
+            found.extend(problem.map(|message| (file, message)));
+        }
+        if let Some((file, users)) = &self.users {
+            for name in config.admin.admin_users.iter().chain(&config.admin.stats_users) {
+                if users.get(name).is_none() {
+                    let message = format!("[admin] names `{name}`, who is no user here");
+                    found.push((file, message));
+                }
+            }
+        }
+        if let (Some((_, map)), Some((file, users))) = (&self.map, &self.users) {
+            for user in users.iter() {
+                let Hospitals::Only(hospitals) = &user.rights.hospitals else { continue };
+                let lost = hospitals.iter().filter_map(|hospital| map.locate(*hospital).err());
+                let lost = lost.map(|error| (file, format!("user `{}`: {error}", user.name)));
+                found.extend(lost);
+            }
+        }
+        // Users come in no order.
+        found.sort();
+        let findings = found.into_iter().map(|(file, message)| Finding {
+            file: file.display().to_string(),
+            place: None,
+            message,
+        });
+        let findings: Vec<_> = findings.collect();
+        self.problems.extend(findings);
+    }
+
+    fn add_users(&mut self, error: UsersError) {
+        match error {
+            UsersError::Read { path, source } => self.problems.push(Finding {
+                file: path.display().to_string(),
+                place: None,
+                message: source.to_string(),
+            }),
+            UsersError::Invalid { path, problems } => {
+                self.problems.extend(problems.into_iter().map(|problem| Finding {
+                    file: path.display().to_string(),
+                    place: Some((problem.line, problem.column)),
+                    message: problem.what,
+                }));
+            }
         }
     }
 
@@ -117,6 +171,9 @@ impl Findings {
                 map.hospitals().len(),
             ));
         }
+        if let Some((file, users)) = &self.users {
+            super::print(format_args!("{}: ok: users: {}", file.display(), users.iter().count()));
+        }
     }
 
     fn as_json(&self, config: &Path) -> Value {
@@ -139,6 +196,9 @@ impl Findings {
             "ok": self.problems.is_empty(),
             "config": config.display().to_string(),
             "map": map,
+            "users": self.users.as_ref().map(|(file, users)| {
+                json!({ "file": file.display().to_string(), "count": users.iter().count() })
+            }),
             "problems": problems.collect::<Value>(),
         })
     }

@@ -75,7 +75,7 @@ pub fn run() -> ExitCode {
         Command::Check(args) => check::run(&args).into(),
         Command::Locate(args) => locate::run(&args).into(),
         Command::Mint(args) => mint::run(&args).into(),
-        Command::Route(args) => route::run(args),
+        Command::Route(args) => route::run(&args).into(),
         Command::Demo(args) => demo::run(args),
     }
 }
