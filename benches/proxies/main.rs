@@ -15,6 +15,7 @@ mod memory;
 mod options;
 mod process;
 mod protocol;
+mod real;
 mod relay;
 mod report;
 mod statistics;
@@ -69,6 +70,9 @@ fn measure(options: &Options) -> Result<()> {
     if options.parts.iter().any(|part| *part != Part::Real) {
         fake_setting(options, &sandbox, &mut ports, &mut report)?;
     }
+    if options.has(Part::Real) {
+        real::run(options, &sandbox, &mut ports, &mut report)?;
+    }
     report.say(&format!("Took {:.0} s.", started.elapsed().as_secs_f64()));
     report.finish(if options.is_quick { "quick.md" } else { "full.md" })
 }
@@ -107,7 +111,7 @@ fn fake_setting(
 ) -> Result<()> {
     // pgward's control connections need a catalog that is real.
     let real = sandbox.primary("control", &local::Options::default())?;
-    set_up(&real, &[DATABASE.to_owned()])?;
+    set_up(&real, &[DATABASE.to_owned()], "")?;
     let port = ports.take();
     let args = [
         port.to_string(),
@@ -189,16 +193,20 @@ fn tell_idle(targets: &[Target], report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-/// Users, databases and tables on a real server.
-fn set_up(server: &local::Postgres, databases: &[String]) -> Result<()> {
+/// Users, databases, tables and `rows` on a real server.
+fn set_up(server: &local::Postgres, databases: &[String], rows: &str) -> Result<()> {
     server
         .psql("postgres", &format!("CREATE ROLE {USER} LOGIN; CREATE ROLE {PROBE_USER} LOGIN"))?;
     let Some((template, copies)) = databases.split_first() else { return Ok(()) };
     server.psql("postgres", &format!("CREATE DATABASE {template}"))?;
     server.psql(template, include_str!("../../config/schema.sql"))?;
     server.psql(template, &format!("GRANT SELECT ON ALL TABLES IN SCHEMA public TO {USER}"))?;
+    for statement in rows.split(';').filter(|statement| !statement.trim().is_empty()) {
+        server.psql(template, statement)?;
+    }
     for copy in copies {
-        server.psql("postgres", &format!("CREATE DATABASE {copy} TEMPLATE {template}"))?;
+        let copied = format!("CREATE DATABASE {copy} TEMPLATE {template} STRATEGY file_copy");
+        server.psql("postgres", &copied)?;
     }
     Ok(())
 }
