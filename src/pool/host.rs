@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use super::gate::{Gate, Permit};
+use crate::net::{Buffer, Stream};
 use crate::server::login::{self, ConnectError, Target};
 use crate::server::ServerConn;
 
@@ -262,6 +263,13 @@ impl HostPool {
 }
 
 impl Borrowed {
+    /// The bare connection, for a session that has it to itself and closes it; the lease keeps
+    /// its place in the pool meanwhile.
+    pub fn into_raw(mut self) -> (Stream, Buffer, Vec<(String, String)>, Borrowed) {
+        let (stream, buffer, parameters) = self.take_raw();
+        (stream, buffer, parameters, self)
+    }
+
     /// The pool it is of.
     pub fn pool(&self) -> &Arc<HostPool> {
         &self.pool

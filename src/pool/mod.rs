@@ -117,7 +117,7 @@ impl Error {
                 sqlstate::CANNOT_CONNECT_NOW,
                 format!("could not connect to shard {shard}"),
             )
-            .with_detail(error.for_client())
+            .with_detail(error.to_reply().detail.unwrap_or_default())
             .with_hint("try again; other shards are served meanwhile"),
             Self::NoShard(shard) => ErrorReply::error(
                 sqlstate::INVALID_PARAMETER_VALUE,
@@ -132,14 +132,14 @@ impl Error {
 pub struct Pools {
     settings: ArcSwap<Settings>,
     layout: ArcSwap<Layout>,
-    users: Mutex<HashMap<Arc<str>, Arc<UserPools>>>,
+    users: Mutex<HashMap<String, Arc<UserPools>>>,
     /// Pools by what they are to, so that a reload keeps those that did not change.
     hosts: Mutex<HashMap<PoolKey, Arc<HostPool>>>,
     fleet: Arc<Fleet>,
     generation: AtomicUsize,
 }
 
-type PoolKey = (Address, String, Arc<str>, bool);
+type PoolKey = (Address, String, String, bool);
 
 /// The hosts of each shard, from the map.
 #[derive(Debug, Default)]
@@ -187,6 +187,13 @@ pub struct Want {
     pub hospital: Option<HospitalId>,
     /// `Fleet::now` at the outcome of the last write that the read must see.
     pub written_at: Option<u64>,
+}
+
+impl UserPools {
+    /// Rises whenever pools are made anew.
+    pub fn generation(&self) -> usize {
+        self.generation
+    }
 }
 
 impl Pools {
@@ -397,13 +404,16 @@ impl Pools {
         state: &ShardState,
         want: &Want,
     ) -> Option<usize> {
-        let (as_of, max_lag) = match settings.consistency {
+        let as_of = match settings.consistency {
             Consistency::Primary => return None,
-            Consistency::Eventual => (None, None),
-            Consistency::Bounded => (None, Some(settings.max_replica_lag)),
-            Consistency::Session | Consistency::Hospital => (want.written_at, None),
+            Consistency::Eventual => None,
+            Consistency::Bounded => {
+                let lag = u64::try_from(settings.max_replica_lag.as_nanos()).unwrap_or(u64::MAX);
+                Some(self.fleet.now().saturating_sub(lag))
+            }
+            Consistency::Session | Consistency::Hospital => want.written_at,
         };
-        let fresh = state.fresh_replicas(as_of, max_lag);
+        let fresh = state.fresh_replicas(as_of);
         if fresh == 0 {
             return None;
         }

@@ -430,7 +430,7 @@ impl ServerConn {
     ) -> Result<Result<Vec<Option<String>>, ServerError>, Error> {
         self.prepared.forget_unnamed();
         self.begin_request(true);
-        self.send(Message::Query, Expect::Forward, |out| frontend::write_query(out, sql));
+        self.send(Message::Query, Expect::Forward, |out| frontend::write_query(out, sql.as_bytes()));
         let mut replies = Buffer::default();
         let mut failure = None;
         loop {
@@ -451,6 +451,14 @@ impl ServerConn {
             Some(error) => Ok(Err(error)),
             None => Ok(Ok(first_columns(replies.as_slice()))),
         }
+    }
+
+    /// Takes socket, unread bytes and parameters out; what is left is broken.
+    pub fn take_raw(&mut self) -> (Stream, Buffer, Vec<(String, String)>) {
+        self.is_broken = true;
+        let (closed, _) = tokio::io::duplex(1);
+        let stream = std::mem::replace(&mut self.stream, Stream::Memory(Box::new(closed)));
+        (stream, std::mem::take(&mut self.input), std::mem::take(&mut self.parameters))
     }
 
     /// DISCARD ALL: whatever a client left is gone, and so are all prepared statements.

@@ -135,6 +135,10 @@ impl Session {
             return self.skip(limit).await;
         }
         let Some(end) = self.batch_end(limit)? else { return Ok(false) };
+        if let Some(loss) = self.loss.take() {
+            self.refuse_batch(Batch::default(), *loss);
+            return Ok(true);
+        }
         let mut looked = self.look_at_batch(end);
         if let Err((Trouble::Unknown(_), _)) = looked
             && self.services.catalog.refresh_now().await
@@ -561,7 +565,12 @@ impl Session {
                 _ => {}
             }
         }
-        run.drop_idle_effects();
+        // Pieces of a long batch are followed throughout: their replies come later.
+        let is_whole = batch.has_sync || self.ends_with_flush(batch);
+        let is_first = self.attached.as_ref().is_none_or(|attached| attached.effects.is_empty());
+        if is_whole && is_first {
+            run.drop_idle_effects();
+        }
         Ok(())
     }
 
@@ -593,7 +602,7 @@ impl Session {
             self.input.advance(batch.end - kept);
             let is_flushed = batch.has_sync || self.ends_with_flush(&batch);
             let until = if is_flushed { Until::Settled } else { Until::Sent };
-            let mut running = Running::new(&run, may_rerun);
+            let mut running = Running::new(may_rerun);
             let relayed = self.relay(&mut attached, &mut running, until, kept).await?;
             let confirmed = attached.checkout.server.pipeline().client_parses();
             match relayed {

@@ -26,6 +26,8 @@ use crate::wire::{self, HEADER_BYTES, TxnStatus, frontend};
 const OUTPUT_BYTES_MAX: usize = 256 << 10;
 /// Text that no server accepts: it makes a refusal real on a server in a transaction.
 const REFUSED_TEXT: &[u8] = b"pgward refused this statement";
+/// Time for a client to take its last word.
+pub(super) const REFUSAL_TIMEOUT: Duration = Duration::from_secs(1);
 /// Time for a cancel request to get through.
 const CANCEL_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -187,7 +189,6 @@ pub(super) enum Relayed {
 /// State of a request while it is relayed.
 #[derive(Debug, Default)]
 pub(super) struct Running {
-    effects: VecDeque<Confirmed>,
     /// The last ReadyForQuery.
     pub ready: Option<TxnStatus>,
     /// An error came.
@@ -390,7 +391,7 @@ impl Session {
             // A request that may have to run again stays in the input until it has run.
             let kept = if may_rerun { total } else { 0 };
             self.input.advance(total - kept);
-            let mut running = Running::new(&run, may_rerun);
+            let mut running = Running::new(may_rerun);
             let mut relayed = self.relay(&mut attached, &mut running, Until::Settled, kept).await?;
             if matches!(relayed, Relayed::Done) && running.ready.is_none() {
                 // An error ahead of the Query (BEGIN, SET LOCAL): the server skips up to a Sync.
@@ -442,6 +443,7 @@ impl Session {
             is_write: false,
             portals: Vec::new(),
             since: std::time::Instant::now(),
+            effects: VecDeque::new(),
         });
         self.bring_settings(&mut attached).await?;
         Ok(attached)
@@ -542,6 +544,7 @@ impl Session {
             attached.bound.hospital = Some(hospital);
         }
         attached.is_write |= run.is_write;
+        attached.effects.extend(run.effects.iter().cloned());
         let server = &mut *attached.checkout.server;
         server.is_opaque |= run.is_opaque;
         server.begin_request(may_rerun);
@@ -670,6 +673,8 @@ impl Session {
             match reply {
                 Reply::Ready { status, .. } => running.ready = Some(status),
                 Reply::Error(error) => {
+                    // The server skips what follows, and so its effects never come.
+                    attached.effects.clear();
                     let role = server_role(attached.checkout.role);
                     self.services.metrics.on_error(attached.checkout.shard.0, role, error.code());
                     running.has_failed = true;
@@ -687,14 +692,12 @@ impl Session {
                     }
                 }
                 Reply::Complete { tag, kind, forwarded } => {
-                    if forwarded && kind == b'C' && !running.effects.is_empty() {
-                        let effect = running.effects.pop_front().unwrap_or(Confirmed::Nothing);
+                    if forwarded
+                        && let Some(effect) = attached.effects.pop_front()
+                        && kind == b'C'
+                    {
                         running.has_changed = true;
-                        if let Some(ended) = apply(&mut self.ledger, &mut self.block, effect, tag) {
-                            running.is_ddl |= ended;
-                        }
-                    } else if forwarded {
-                        running.effects.pop_front();
+                        running.is_ddl |= apply(&mut self.ledger, &mut self.block, effect, tag);
                     }
                 }
                 Reply::CopyIn | Reply::Parameter { .. } => {}
@@ -883,7 +886,7 @@ impl Session {
         let server = &mut *attached.checkout.server;
         server.begin_request(false);
         send_sync(server);
-        let mut running = Running::new(&run, false);
+        let mut running = Running::new(false);
         match self.relay(&mut attached, &mut running, Until::Settled, 0).await? {
             Relayed::Lost => {
                 self.on_lost(attached, &run, &running)?;
@@ -898,7 +901,7 @@ impl Session {
     pub(super) async fn take_server_news(&mut self) -> Result<(), End> {
         let Some(mut attached) = self.attached.take() else { return Ok(()) };
         let run = Run::new(Route::Any { role: Role::Primary });
-        let mut running = Running::new(&run, false);
+        let mut running = Running::new(false);
         let news = self.take_replies(&mut attached, &mut running);
         if news.is_ok() && !attached.checkout.server.is_broken() {
             self.attached = Some(attached);
@@ -930,18 +933,18 @@ pub(super) enum Until {
 
 impl Running {
     /// For a request that is about to be relayed.
-    pub(super) fn new(run: &Run, may_rerun: bool) -> Self {
-        Self { effects: run.effects.clone(), may_rerun, ..Self::default() }
+    pub(super) fn new(may_rerun: bool) -> Self {
+        Self { may_rerun, ..Self::default() }
     }
 }
 
-/// What the server has confirmed reaches the session. `Some(true)`: the catalog has changed.
+/// What the server has confirmed reaches the session. `true`: the catalog has changed.
 fn apply(
     ledger: &mut params::Ledger,
     block: &mut Block,
     effect: Confirmed,
     tag: server::CommandTag,
-) -> Option<bool> {
+) -> bool {
     match effect {
         Confirmed::Nothing => {}
         Confirmed::Set(changes) => {
@@ -953,7 +956,7 @@ fn apply(
             }
         }
         Confirmed::ResetAll => ledger.reset_all(),
-        Confirmed::Ddl => return Some(true),
+        Confirmed::Ddl => return true,
         Confirmed::Control(control) => match control {
             Transaction::Begin(modes) => *block = Block::Server(modes),
             Transaction::Commit { .. } if tag.is("COMMIT") => ledger.commit(),
@@ -964,7 +967,7 @@ fn apply(
             _ => {}
         },
     }
-    None
+    false
 }
 
 /// BEGIN and what was queued behind it, as extended messages without a Sync: an error in them

@@ -27,12 +27,12 @@ use crate::fleet::Fleet;
 use crate::metrics::Metrics;
 use crate::net::{Buffer, Stream};
 use crate::pool::{Checkout, Pools, UserPools};
-use crate::route::{self, Bound, SessionView};
+use crate::route::{Bound, SessionView, refusals};
 use crate::shard_map::ShardMap;
 use crate::shard_map::source::MapStore;
-use crate::sql::{Analysis, Analyzer, Context, Isolation, TransactionModes};
+use crate::sql::{Analyzer, Isolation, TransactionModes};
 use crate::wire::backend::ErrorReply;
-use crate::wire::{self, TxnStatus, backend, frontend, sqlstate};
+use crate::wire::{self, backend, frontend, sqlstate};
 use block::Block;
 use directory::{Client, Directory};
 use params::Ledger;
@@ -117,6 +117,8 @@ pub(crate) struct Attached {
     portals: Vec<(Box<[u8]>, Arc<statements::Statement>)>,
     /// When it was borrowed.
     since: std::time::Instant,
+    /// What the statements under way do to the session, in the order of their replies.
+    effects: std::collections::VecDeque<exchange::Confirmed>,
 }
 
 impl Session {
@@ -124,7 +126,7 @@ impl Session {
     pub async fn run(mut self) {
         let end = self.serve().await;
         if let End::Fatal(reply) = end {
-            self.services.metrics.refused(reply.sqlstate);
+            self.services.metrics.on_refusal(reply.sqlstate);
             reply.encode(self.output.tail());
             // The client may not read: its last word must not hold the session up.
             let farewell = self.stream.drain(&mut self.output);
@@ -153,7 +155,7 @@ impl Session {
     async fn idle(&mut self) -> Result<(), End> {
         let client = self.client.clone();
         if self.attached.is_none() && client.is_killed() {
-            return Err(End::Fatal(drained()));
+            return Err(End::Fatal(refusals::drained()));
         }
         let mut woken = std::pin::pin!(client.woken());
         std::future::poll_fn(|cx| {
@@ -172,7 +174,7 @@ impl Session {
                     return Poll::Ready(Ok(()));
                 }
             } else if woken.as_mut().poll(cx).is_ready() && client.is_killed() {
-                return Poll::Ready(Err(End::Fatal(drained())));
+                return Poll::Ready(Err(End::Fatal(refusals::drained())));
             }
             Poll::Pending
         })
@@ -186,6 +188,11 @@ impl Session {
         }
         let limit = self.services.config.load().listen.max_packet_size;
         loop {
+            if self.skip_bytes > 0 {
+                let n = self.skip_bytes.min(self.input.len());
+                self.input.advance(n);
+                self.skip_bytes -= n;
+            }
             let Some((tag, total)) = whole_frame(self.input.as_slice(), limit)? else { break };
             match tag {
                 frontend::tag::QUERY => self.on_query(total).await?,
@@ -218,6 +225,13 @@ impl Session {
             self.input.advance(total);
             return Ok(());
         }
+        if let Some(loss) = self.loss.take()
+            && !self.is_rollback(total)
+        {
+            self.input.advance(total);
+            self.refuse(*loss);
+            return self.finish_refusal().await;
+        }
         match self.plan_query(total).await {
             Ok(exchange::Plan::Answered) => {
                 self.input.advance(total);
@@ -231,6 +245,13 @@ impl Session {
                 self.finish_refusal().await
             }
         }
+    }
+
+    /// Is the simple Query at the front of the input a ROLLBACK? It needs no word of the loss of
+    /// what it rolls back.
+    fn is_rollback(&self, total: usize) -> bool {
+        let text = &self.input.as_slice()[wire::HEADER_BYTES..total];
+        text.trim_ascii_start().get(..8).is_some_and(|word| word.eq_ignore_ascii_case(b"rollback"))
     }
 
     /// What `decide` needs of this session.
@@ -258,33 +279,6 @@ impl Session {
         TransactionModes { isolation, read_only, deferrable: None }
     }
 
-    /// The analysis of `sql`; names that the catalog lacks make it read the shards again, once.
-    async fn analyze(&self, sql: &str) -> Result<Facts, ErrorReply> {
-        let catalog = self.services.catalog.current();
-        let facts = self.analyze_with(sql, &catalog)?;
-        if !facts.has_unknown_names() || !self.services.catalog.refresh_now().await {
-            return Ok(facts);
-        }
-        self.analyze_with(sql, &self.services.catalog.current())
-    }
-
-    fn analyze_with(
-        &self,
-        sql: &str,
-        catalog: &Arc<crate::sql::Catalog>,
-    ) -> Result<Facts, ErrorReply> {
-        let context = Context {
-            catalog,
-            search_path: &self.names.search_path,
-            role: &self.names.role,
-            param_types: &[],
-        };
-        match self.services.analyzer.analyze(sql, &context) {
-            Ok(analyzed) => Ok(Facts { analysis: analyzed.analysis }),
-            Err(error) => Err(syntax_reply(&error)),
-        }
-    }
-
     /// The ledger's search_path or role may have changed: names mean something else from now on.
     fn renew_names(&mut self) {
         let settings = self.ledger.settings();
@@ -302,7 +296,7 @@ impl Session {
 
     /// A refusal: made real on a server that is in a transaction, else answered here.
     fn refuse(&mut self, refusal: ErrorReply) {
-        self.services.metrics.refused(refusal.sqlstate);
+        self.services.metrics.on_refusal(refusal.sqlstate);
         match &mut self.attached {
             Some(attached) => exchange::make_real(attached, refusal),
             None => {
@@ -319,17 +313,6 @@ impl Session {
         }
         backend::write_ready_for_query(self.output.tail(), self.block.status());
         Ok(())
-    }
-}
-
-/// Analysis of a text, without its values.
-struct Facts {
-    analysis: Arc<Analysis>,
-}
-
-impl Facts {
-    fn has_unknown_names(&self) -> bool {
-        self.analysis.statements.iter().any(|statement| statement.unknown_names)
     }
 }
 
@@ -362,15 +345,6 @@ fn syntax_reply(error: &crate::sql::Error) -> ErrorReply {
     }
 }
 
-/// pgward is going away, or an administrator wants the client gone.
-pub fn drained() -> ErrorReply {
-    ErrorReply::fatal(
-        sqlstate::ADMIN_SHUTDOWN,
-        "terminating connection due to administrator command",
-    )
-    .with_hint("connect again")
-}
-
 /// The SQL text of a Query or Parse, which must be UTF-8.
 fn utf8(sql: &[u8]) -> Result<&str, ErrorReply> {
     std::str::from_utf8(sql).map_err(|_| {
@@ -378,10 +352,3 @@ fn utf8(sql: &[u8]) -> Result<&str, ErrorReply> {
             .with_hint("use client_encoding UTF8")
     })
 }
-
-/// ReadyForQuery's status for the client.
-pub(crate) fn client_status(block: &Block, server: Option<TxnStatus>) -> TxnStatus {
-    server.unwrap_or_else(|| block.status())
-}
-
-pub(crate) use route::Values;
