@@ -61,7 +61,7 @@ fn a_login_in_progress_is_small() {
     let deadline = runtime().block_on(async { Instant::now() });
     let login = hello(Stream::Memory(Box::new(near)), &door, deadline);
     let bytes = size_of_val(&login);
-    assert!(bytes <= 2560, "{bytes} bytes");
+    assert!(bytes <= 1536, "{bytes} bytes");
 }
 
 /// Bytes of the start: packets that are right, nearly right, or noise.
