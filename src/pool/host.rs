@@ -46,6 +46,8 @@ pub struct Counters {
     pub connecting: AtomicUsize,
     /// Rises with RECONNECT: older connections are closed when they come back.
     pub epoch: AtomicU64,
+    /// Connections ever made.
+    pub made: AtomicU64,
 }
 
 /// One server connection as the pool holds it.
@@ -69,6 +71,10 @@ pub struct Entry {
     pub since: std::time::SystemTime,
     /// pgward's pid of the client that holds it; 0: idle.
     pub client: AtomicI32,
+    /// Times that it was borrowed.
+    pub borrows: AtomicU64,
+    /// Its number among the connections of its pool.
+    pub id: u64,
 }
 
 impl Pooled {
@@ -112,6 +118,8 @@ impl bb8::ManageConnection for Manager {
             pid: conn.pid,
             since: std::time::SystemTime::now(),
             client: AtomicI32::new(0),
+            borrows: AtomicU64::new(0),
+            id: counters.made.fetch_add(1, Ordering::Relaxed) + 1,
         });
         {
             let mut entries = lock(&self.entries);
@@ -253,7 +261,9 @@ impl HostPool {
 
     fn borrowed(self: &Arc<Self>, lease: Lease, permit: Permit) -> Borrowed {
         self.counters.borrowed.fetch_add(1, Ordering::Relaxed);
-        Borrowed { lease, pool: self.clone(), _permit: permit }
+        let borrowed = Borrowed { lease, pool: self.clone(), _permit: permit };
+        borrowed.entry().borrows.fetch_add(1, Ordering::Relaxed);
+        borrowed
     }
 
     /// Existing connections are closed as they come back, new ones are made.

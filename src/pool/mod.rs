@@ -128,7 +128,6 @@ impl Error {
 }
 
 /// All pools. One per process.
-#[derive(Debug)]
 pub struct Pools {
     settings: ArcSwap<Settings>,
     layout: ArcSwap<Layout>,
@@ -148,14 +147,12 @@ struct Layout {
 }
 
 /// The pools of one server user: by shard, then by host.
-#[derive(Debug)]
 pub struct UserPools {
     generation: usize,
     credentials: Arc<ServerCredentials>,
     shards: Vec<ShardPools>,
 }
 
-#[derive(Debug)]
 struct ShardPools {
     shard: Shard,
     state: Option<Arc<ShardState>>,

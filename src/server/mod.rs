@@ -99,7 +99,7 @@ impl CommandTag {
 /// What of a server's error pgward acts on and may log: never its text.
 #[derive(Debug, Clone)]
 pub struct ServerError {
-    /// Five characters, or `?????` where the server sent none.
+    /// Five characters, `XX000` where the server sent none.
     pub sqlstate: [u8; 5],
     /// The server is ending the connection.
     pub is_fatal: bool,
@@ -303,7 +303,7 @@ impl ServerConn {
                 }),
                 (b'E', _) => {
                     self.prepared.on_failure();
-                    let mut error = server_error(body, settled);
+                    let mut error = server_error(body, settled)?;
                     if error.is_fatal {
                         // The server ends the connection; the session says what that means.
                         self.is_broken = true;
@@ -321,9 +321,10 @@ impl ServerConn {
                     forwarded: is_forwarded,
                 }),
                 (b'G', _) => Some(Reply::CopyIn),
-                (b'S', _) => backend::parameter_status_view(body).map(|(name, value)| {
-                    Reply::Parameter { name: name.to_owned(), value: value.to_owned() }
-                }),
+                (b'S', _) => {
+                    let (name, value) = backend::read_parameter_status(body)?;
+                    Some(Reply::Parameter { name: name.to_owned(), value: value.to_owned() })
+                }
                 (b'1', _) => {
                     self.prepared.on_parse_complete();
                     None
@@ -479,22 +480,20 @@ fn passes_by(tag: u8) -> bool {
     matches!(tag, b'D' | b'd' | b'T' | b't' | b'V' | b'N' | b'A')
 }
 
-fn server_error(body: &[u8], settled: Settled) -> ServerError {
-    let fields = backend::ErrorFields::parse(body);
+fn server_error(body: &[u8], settled: Settled) -> Result<ServerError, wire::Error> {
+    let fields = backend::ErrorFields::read(body)?;
     let mut sqlstate = *b"?????";
-    if let Some(code) = fields.sqlstate().filter(|code| code.len() == 5) {
-        sqlstate.copy_from_slice(code.as_bytes());
-    }
-    ServerError {
+    sqlstate.copy_from_slice(fields.sqlstate().as_bytes());
+    Ok(ServerError {
         sqlstate,
-        is_fatal: fields.severity().is_some_and(|s| s == "FATAL" || s == "PANIC"),
-        routine: fields.routine().unwrap_or_default().to_owned(),
+        is_fatal: fields.is_fatal(),
+        routine: String::from_utf8_lossy(fields.routine.unwrap_or_default()).into_owned(),
         message: match settled {
             Settled::Failed(message) => Some(message),
             _ => None,
         },
         held_back: None,
-    }
+    })
 }
 
 /// First column of each DataRow in `bytes`.

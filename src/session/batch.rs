@@ -141,7 +141,7 @@ impl Session {
         }
         let mut looked = self.look_at_batch(end);
         if let Err((Trouble::Unknown(_), _)) = looked
-            && self.services.catalog.refresh_now().await
+            && self.refresh_catalog().await
         {
             looked = self.look_at_batch(end);
         }
@@ -273,7 +273,12 @@ impl Session {
             tag::DESCRIBE => {
                 let named = Named::read_describe(&self.input.as_slice()[body])?;
                 match named.kind {
-                    Kind::Statement => self.look_at_describe(batch, named.name)?,
+                    Kind::Statement => {
+                        let known = self.statements.get(named.name).cloned();
+                        let statement =
+                            known.ok_or_else(|| refusals::no_statement(&name_of(named.name)))?;
+                        self.look_at_describe(batch, statement)?
+                    }
                     Kind::Portal => {
                         let statement = self.portal(batch, named.name)?;
                         self.portal_step(batch, Message::Describe, statement)?
@@ -337,7 +342,7 @@ impl Session {
 
     /// Facts of a statement under the catalog of now.
     fn facts(&self, statement: &Statement) -> Result<Arc<Kept>, Trouble> {
-        let catalog = self.services.catalog.current();
+        let catalog = self.services.catalog.current().catalog.clone();
         statement
             .analysis(&self.services.analyzer, &catalog)
             .map_err(|error| Trouble::Refused(super::syntax_reply(&error)))
@@ -479,13 +484,11 @@ impl Session {
         Ok(self.answer(only, &values, &text)?)
     }
 
-    fn look_at_describe(&mut self, batch: &mut Batch, name: &[u8]) -> Result<StepKind, Trouble>
-    where
-        Self: Sized,
-    {
-        let Some(statement) = self.statements.get(name).cloned() else {
-            return Err(refusals::no_statement(&name_of(name)).into());
-        };
+    fn look_at_describe(
+        &mut self,
+        batch: &mut Batch,
+        statement: Arc<Statement>,
+    ) -> Result<StepKind, Trouble> {
         let kept = self.facts(&statement)?;
         Ok(match self.place(&kept) {
             Place::Server => {

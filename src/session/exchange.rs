@@ -250,7 +250,7 @@ impl Session {
     pub(super) async fn plan_query(&mut self, total: usize) -> Result<Plan, ErrorReply> {
         let mut looked = self.look_at_query(total);
         if let Err((_, true)) = looked
-            && self.services.catalog.refresh_now().await
+            && self.refresh_catalog().await
         {
             looked = self.look_at_query(total);
         }
@@ -262,7 +262,7 @@ impl Session {
             }
             Look::Local(statement, text) => {
                 // Analysed again for its literals: they borrow the text.
-                let catalog = self.services.catalog.current();
+                let catalog = self.services.catalog.current().catalog.clone();
                 let services = self.services.clone();
                 let names = self.names.clone();
                 let context = crate::sql::Context {
@@ -288,7 +288,7 @@ impl Session {
         let body = &self.input.as_slice()[HEADER_BYTES..total];
         let query = frontend::Query::read(body).map_err(|error| plain(super::violation(&error)))?;
         let sql = super::utf8(query.sql).map_err(plain)?;
-        let catalog = self.services.catalog.current();
+        let catalog = self.services.catalog.current().catalog.clone();
         let context = crate::sql::Context {
             catalog: &catalog,
             search_path: &self.names.search_path,
@@ -900,7 +900,6 @@ impl Session {
     /// The held server said something while nothing was asked, or died.
     pub(super) async fn take_server_news(&mut self) -> Result<(), End> {
         let Some(mut attached) = self.attached.take() else { return Ok(()) };
-        let run = Run::new(Route::Any { role: Role::Primary });
         let mut running = Running::new(false);
         let news = self.take_replies(&mut attached, &mut running);
         if news.is_ok() && !attached.checkout.server.is_broken() {

@@ -279,6 +279,12 @@ impl Session {
         TransactionModes { isolation, read_only, deferrable: None }
     }
 
+    /// Reads the shards' catalogs again; `true` if they say something new.
+    async fn refresh_catalog(&self) -> bool {
+        let before = self.services.catalog.peek().catalog.version;
+        self.services.catalog.refresh_now().await.catalog.version != before
+    }
+
     /// The ledger's search_path or role may have changed: names mean something else from now on.
     fn renew_names(&mut self) {
         let settings = self.ledger.settings();
@@ -332,7 +338,7 @@ pub(crate) fn violation(error: &wire::Error) -> ErrorReply {
 }
 
 /// The parser's own words.
-fn syntax_reply(error: &crate::sql::Error) -> ErrorReply {
+pub(crate) fn syntax_reply(error: &crate::sql::Error) -> ErrorReply {
     match error {
         crate::sql::Error::Syntax { message, position } => {
             let reply = ErrorReply::error(sqlstate::SYNTAX_ERROR, message.clone());
