@@ -277,6 +277,8 @@ impl ServerConn {
         let mut start = if self.is_passing_forwarded { 0 } else { at };
         self.passing -= at;
         let mut reply = None;
+        // All that this request has had so far stands between `start` and `at` and only prepares.
+        let mut only_prepares = self.is_error_held && !self.has_forwarded && at == 0;
         while reply.is_none() && self.passing == 0 {
             let Some(header) = wire::header(&bytes[at..], FRAME_BYTES_MAX)? else { break };
             let rest = &bytes[at..];
@@ -308,8 +310,10 @@ impl ServerConn {
                         // The server ends the connection; the session says what that means.
                         self.is_broken = true;
                         is_forwarded = false;
-                    } else if self.is_error_held && !self.has_forwarded && is_forwarded && start == at {
-                        error.held_back = Some(Bytes::copy_from_slice(&rest[..header.total]));
+                    } else if only_prepares && is_forwarded {
+                        let held = &bytes[start..at + header.total];
+                        error.held_back = Some(Bytes::copy_from_slice(held));
+                        start = at;
                         self.is_holding = true;
                         is_forwarded = false;
                     }
@@ -339,6 +343,7 @@ impl ServerConn {
                 out.push(&bytes[start..at]);
                 self.has_forwarded = true;
             }
+            only_prepares &= matches!(header.tag, b'1' | b'2' | b't' | b'T' | b'n');
             let end = at + header.total;
             self.passing = end.saturating_sub(bytes.len());
             self.is_passing_forwarded = is_forwarded;

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use super::block::{Block, Pending};
 use super::directory::{CancelTarget, Client};
-use super::{Attached, End, READ_AHEAD_BYTES, Session, params};
+use super::{Attached, End, OUTPUT_BYTES_MAX, READ_AHEAD_BYTES, Session, params};
 use crate::metrics::{Fallback, ServerRole};
 use crate::pool::{self, Want};
 use crate::route::{Bound, Role, Route, Values, refusals};
@@ -22,8 +22,6 @@ use crate::sql::{Access, Analysis, Effect, Transaction};
 use crate::wire::backend::{self, ErrorReply};
 use crate::wire::{self, HEADER_BYTES, TxnStatus, frontend};
 
-/// Bytes for the client beyond which no more are read off the server.
-const OUTPUT_BYTES_MAX: usize = 256 << 10;
 /// Text that no server accepts: it makes a refusal real on a server in a transaction.
 const REFUSED_TEXT: &[u8] = b"pgward refused this statement";
 /// Time for a client to take its last word.
@@ -165,7 +163,20 @@ impl Run {
                 Confirmed::Control(control.clone())
             }
             Effect::Ddl => Confirmed::Ddl,
-            Effect::Opaque | Effect::Prepare(_) | Effect::Execute(_) | Effect::Pin(_) => {
+            // Also where nothing is guarded: the client would lose them without a word.
+            Effect::Prepare(_) | Effect::Execute(_) => {
+                return Err(refusals::unsupported(
+                    "PREPARE and EXECUTE as SQL statements",
+                    "Use the driver's prepared statements (the extended protocol).",
+                ));
+            }
+            Effect::Pin(pin) => {
+                return Err(refusals::unsupported(
+                    pin_name(*pin),
+                    "Use a shard-addressed session (options=-c pgward.shard=N).",
+                ));
+            }
+            Effect::Opaque => {
                 self.is_opaque = true;
                 self.may_commit = true;
                 Confirmed::Nothing
@@ -821,18 +832,17 @@ impl Session {
         if !Arc::ptr_eq(&server.settings, settings) && !server.is_opaque {
             server.settings = settings.clone();
         }
-        let is_free = self.client.on_detach();
-        if is_free && server.is_clean() {
+        let hold = self.client.on_detach();
+        if hold.is_none() && server.is_clean() {
             return;
         }
         if !server.is_resettable() {
             metrics.on_discard();
             return;
         }
-        let client = self.client.clone();
         tokio::spawn(async move {
-            if !is_free {
-                client.cancels_done().await;
+            if let Some(hold) = hold {
+                hold.cancels_done().await;
             }
             let server = &mut *attached.checkout.server;
             if !server.is_clean() {
@@ -914,7 +924,9 @@ impl Session {
             loss = loss.with_detail(format!("The server's last word was {code}."));
         }
         self.loss = Some(Box::new(loss));
-        self.block.lose();
+        if matches!(self.block, Block::Server(_)) {
+            self.block.lose();
+        }
         self.ledger.rollback();
         self.renew_names();
         Ok(())
@@ -1007,8 +1019,19 @@ pub(super) async fn abandon(attached: Box<Attached>, client: &Arc<Client>) {
     {
         drop(server::login::send_cancel(peer, server.pid, &server.key, CANCEL_TIMEOUT).await);
     }
-    if !client.on_detach() {
-        client.cancels_done().await;
+    if let Some(hold) = client.on_detach() {
+        hold.cancels_done().await;
+    }
+}
+
+fn pin_name(pin: crate::sql::Pin) -> &'static str {
+    use crate::sql::Pin;
+    match pin {
+        Pin::Listen => "LISTEN",
+        Pin::TempTable => "a temporary table",
+        Pin::AdvisoryLock => "a session-level advisory lock",
+        Pin::HoldCursor => "a cursor WITH HOLD",
+        Pin::Load => "LOAD",
     }
 }
 

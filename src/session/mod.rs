@@ -38,6 +38,8 @@ use directory::{Client, Directory};
 use params::Ledger;
 use statements::{Names, Statements, Store};
 
+/// Bytes for the client beyond which it must read before more is done for it.
+const OUTPUT_BYTES_MAX: usize = 256 << 10;
 /// Bytes of the client's that are read ahead while a request runs.
 const READ_AHEAD_BYTES: usize = 64 << 10;
 
@@ -188,6 +190,9 @@ impl Session {
         }
         let limit = self.services.config.load().listen.max_packet_size;
         loop {
+            if self.output.len() > OUTPUT_BYTES_MAX {
+                self.flush().await?;
+            }
             if self.skip_bytes > 0 {
                 let n = self.skip_bytes.min(self.input.len());
                 self.input.advance(n);
