@@ -361,6 +361,7 @@ impl ServerConn {
                 start = at;
                 self.pipeline.synthesize_into(out.tail());
                 self.has_forwarded = true;
+                only_prepares = false;
             }
         }
         if start < at {
