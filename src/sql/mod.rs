@@ -10,8 +10,11 @@ pub mod analyze;
 pub mod catalog;
 pub mod functions;
 pub mod lexer;
+mod schema;
 
 use std::sync::Arc;
+
+pub use schema::schema_facts;
 
 pub use catalog::{
     Catalog, Declared, FunctionFact, FunctionKind, Relation, RelationFact, RelationKind, ShardFacts,

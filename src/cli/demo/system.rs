@@ -142,13 +142,13 @@ impl System {
 
     /// Writes the files that people edit, and starts `pgward serve` on them.
     pub(super) async fn start_pgward(&mut self, wanted_port: u16) -> Result<(), Error> {
-        let free = std::net::TcpListener::bind(("127.0.0.1", wanted_port)).is_ok();
-        self.port = if free { wanted_port } else { free_port()? };
+        let is_free = |port| std::net::TcpListener::bind(("127.0.0.1", port)).is_ok();
+        let wanted = Some(wanted_port).filter(|port| *port != 0 && is_free(*port));
+        self.port = wanted.map_or_else(free_port, Ok)?;
         self.metrics_port = free_port()?;
         let io = |source| Error::Io { what: "files of pgward", source };
         self.write("shard-map.toml", &self.shard_map()).map_err(io)?;
         self.write("users.toml", USERS).map_err(io)?;
-        self.write("secrets", "app = \"app\"\n").map_err(io)?;
         self.write("probe-secret", "pgward").map_err(io)?;
         self.write("pgward.toml", &self.config()).map_err(io)?;
         let log = std::fs::File::create(self.sandbox.directory().join("pgward.log")).map_err(io)?;
@@ -238,4 +238,24 @@ fn psql_line(port: u16, database: &str, user: &str) -> String {
 }
 
 /// `demo` for applications, `migrate` for the schema, `admin` for the console.
-const USERS: &str = "";
+const USERS: &str = r#"
+# Passwords are the names: nothing of this listens beyond the machine.
+[[user]]
+name = "demo"
+secret = "demo"
+server_user = "app"
+server_secret = "app"
+
+[[user]]
+name = "migrate"
+secret = "migrate"
+server_user = "app"
+server_secret = "app"
+shard_access = true
+
+[[user]]
+name = "admin"
+secret = "admin"
+server_user = "app"
+server_secret = "app"
+"#;

@@ -4,11 +4,15 @@
 //! started once per run and ends with this process. A test that breaks servers starts its own. Rows
 //! are told apart by hospital: each test makes its own hospitals.
 
+mod client;
+pub mod raw;
 mod shards;
 mod ward;
 
+pub use client::{Id, refusal, simple, sqlstate, tell, value};
+pub use raw::{Message, Raw, batch};
 pub use shards::{Shards, hospital_on, one_shard_map, shards};
-pub use ward::{Ward, WardOptions, http_get, sqlstate};
+pub use ward::{Ward, WardOptions, http_get};
 
 use std::time::{Duration, Instant};
 

@@ -172,7 +172,26 @@ fn config(port: u16, metrics_port: u16, more: &[(&str, &str)]) -> String {
 }
 
 /// `app` for applications, `migrate` for shard-addressed sessions, `admin` for the console.
-const USERS: &str = "";
+const USERS: &str = r#"
+[[user]]
+name = "app"
+secret = "app-password"
+server_user = "app"
+server_secret_file = "app-secret"
+
+[[user]]
+name = "migrate"
+secret = "migrate-password"
+server_user = "app"
+server_secret_file = "app-secret"
+shard_access = true
+
+[[user]]
+name = "admin"
+secret = "admin-password"
+server_user = "app"
+server_secret_file = "app-secret"
+"#;
 
 /// Status code and body of a GET.
 pub fn http_get(port: u16, path: &str) -> (u16, String) {
@@ -183,9 +202,4 @@ pub fn http_get(port: u16, path: &str) -> (u16, String) {
     let status = answer.split(' ').nth(1).and_then(|code| code.parse().ok()).expect("a status");
     let body = answer.split_once("\r\n\r\n").map(|(_, body)| body.to_owned()).unwrap_or_default();
     (status, body)
-}
-
-/// The SQLSTATE of an error, or what else it was.
-pub fn sqlstate(error: &tokio_postgres::Error) -> String {
-    error.as_db_error().map_or_else(|| error.to_string(), |db| db.code().code().to_owned())
 }
