@@ -95,8 +95,8 @@ const RELATIONS: &str = concat!(
     " ORDER BY n.nspname, c.relname LIMIT $1"
 );
 
-/// What each view names, by the oids in its rules' trees: relations, then functions, also those
-/// behind operators, aggregates and window functions.
+/// What each view names, by the oids in its rules' trees: relations, then functions, also
+/// aggregates, window functions and those behind operators. Operators of pg_catalog compute.
 const READS: &str = r"WITH named AS (
         SELECT r.ev_class AS view, m[1] AS what, m[2]::oid AS id
         FROM pg_rewrite r JOIN pg_class c ON c.oid = r.ev_class,
@@ -116,7 +116,7 @@ const READS: &str = r"WITH named AS (
     UNION
     SELECT view, n.nspname::text, p.proname::text, true
     FROM named JOIN pg_proc p ON p.oid = named.id JOIN pg_namespace n ON n.oid = p.pronamespace
-    WHERE what <> 'relid'
+    WHERE what <> 'relid' AND (what <> 'opfuncid' OR p.oid >= 16384)
     ORDER BY 1, 2, 3, 4 LIMIT $1";
 
 const FUNCTIONS: &str = concat!(

@@ -2,10 +2,12 @@
 
 mod support;
 
+mod catalog;
 mod cli_offline;
 mod demo;
 mod drivers;
 mod failures;
+mod fleet;
 mod local;
 mod login_transcripts;
 mod operations;
