@@ -8,6 +8,7 @@ mod failures;
 mod local;
 mod operations;
 mod refusals;
+mod route_command;
 mod route_golden;
 mod routing;
 mod tidy;
