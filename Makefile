@@ -26,8 +26,8 @@ check: ## What must pass before merging: format, lints, licences, tests
 	$(MAKE) test
 
 bench: ## CPU per transaction beside PgBouncer (QUICK=1: two minutes)
-	@.ci/need cargo cc libclang postgres pgbouncer
-	$(CARGO) bench --locked
+	@.ci/need cargo cc libclang postgres pgbouncer valgrind strace
+	$(CARGO) bench --locked --bench '*'
 
 fuzz: ## The property tests, two hundred times longer
 	@.ci/need cargo cc libclang

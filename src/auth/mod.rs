@@ -29,8 +29,9 @@ pub enum Error {
     Impostor,
 }
 
-/// A secret in plain text. Prints as dots.
-#[derive(Clone)]
+/// A secret in plain text. Prints as dots. Equality is for configuration, not for proofs: its time
+/// tells where two secrets differ.
+#[derive(Clone, PartialEq, Eq)]
 pub struct Secret(Arc<str>);
 
 impl Secret {

@@ -16,23 +16,21 @@
 //! ```
 
 use std::collections::{HashMap, HashSet};
-use std::io;
-use std::ops::Range;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
-
-use toml::Spanned;
-use toml::de::{DeTable, DeValue};
 
 use super::Secret;
 use super::scram::{Verifier, salt_for};
 use crate::config::{Auth, AuthType};
+use crate::document::{self, Fields, LoadError, Problems, Report, Spanned};
 use crate::route::{CrossHospital, Hospitals, Rights};
 use crate::shard_map::HospitalId;
 
 /// Plain secrets up to this number are worked through while the file is loaded.
 const WARM_AT_ONCE: usize = 100;
+/// What a stored verifier begins with.
+const VERIFIER_PREFIX: &str = "SCRAM-SHA-256$";
 /// Longest secret or name, in bytes.
 const TEXT_BYTES_MAX: usize = 1024;
 
@@ -44,12 +42,12 @@ pub struct User {
     /// What it may reach.
     pub rights: Rights,
     /// Whom pgward logs in as on the servers.
-    pub server: ServerCredentials,
+    pub server: Arc<ServerCredentials>,
     proof: Proof,
 }
 
 /// A login on the servers, shared by many users.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServerCredentials {
     /// Name of the role.
     pub user: String,
@@ -79,43 +77,6 @@ pub struct Users {
     warm: AtomicBool,
 }
 
-/// One thing wrong with the file.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Problem {
-    /// From 1.
-    pub line: usize,
-    /// In characters, from 1.
-    pub column: usize,
-    /// What is wrong; no secret.
-    pub what: String,
-}
-
-/// Why the file can't be used.
-#[derive(Debug, thiserror::Error)]
-pub enum LoadError {
-    /// It can't be read.
-    #[error("{}: {source}", path.display())]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// Why not.
-        source: io::Error,
-    },
-    /// All that is wrong with it.
-    #[error("{}", lines(path, problems))]
-    Invalid {
-        /// The file.
-        path: PathBuf,
-        /// In the order of the file; at least one.
-        problems: Vec<Problem>,
-    },
-}
-
-fn lines(path: &Path, problems: &[Problem]) -> String {
-    let line = |p: &Problem| format!("{}:{}:{}: {}", path.display(), p.line, p.column, p.what);
-    problems.iter().map(line).collect::<Vec<_>>().join("\n")
-}
-
 /// Where else a secret may be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Source<'a> {
@@ -137,20 +98,15 @@ impl Users {
     }
 
     fn load_seeded(path: &Path, auth: &Auth, seed: [u8; 32]) -> Result<Self, LoadError> {
-        let read = |file: &Path| {
-            std::fs::read_to_string(file)
-                .map_err(|source| LoadError::Read { path: file.to_owned(), source })
-        };
-        let text = read(path)?;
+        let text = document::read(path)?;
         let secret = |source: Source<'_>| match source {
             Source::Env(name) => std::env::var(name).map_err(|_| format!("{name} is not set")),
             Source::File(name) => {
                 let file = path.parent().unwrap_or(Path::new("")).join(name);
-                read(&file).map_err(|error| error.to_string())
+                document::read(&file).map_err(|error| error.to_string())
             }
         };
-        let users = Self::parse(&text, auth, seed, &secret)
-            .map_err(|problems| LoadError::Invalid { path: path.to_owned(), problems })?;
+        let users = Self::parse(&path.display().to_string(), &text, auth, seed, &secret)?;
         let plain = |user: &&Arc<User>| matches!(user.proof, Proof::Plain(..));
         if users.by_name.values().filter(plain).count() <= WARM_AT_ONCE {
             users.warm();
@@ -158,22 +114,23 @@ impl Users {
         Ok(users)
     }
 
-    /// Reads `text`; `secret` fetches what is kept elsewhere. `seed` is random and private.
+    /// Reads `text` of `file`; `secret` fetches what is kept elsewhere. `seed` is random and
+    /// private.
     pub fn parse(
+        file: &str,
         text: &str,
         auth: &Auth,
         seed: [u8; 32],
         secret: &dyn Fn(Source<'_>) -> Result<String, String>,
-    ) -> Result<Self, Vec<Problem>> {
-        let mut reader = Reader { text, auth_type: auth.auth_type, secret, problems: Vec::new() };
-        let users = reader.file();
-        if !reader.problems.is_empty() {
-            reader.problems.sort_by_key(|problem| (problem.line, problem.column));
-            return Err(reader.problems);
-        }
+    ) -> Result<Self, Problems> {
+        let (report, root) = document::parse(file, text)?;
+        let reader = Reader { auth_type: auth.auth_type, secret, report: &report };
+        let mut fields = Fields::root(&report, &root);
+        let users = reader.users(fields.tables("user", "[[user]]"));
+        fields.finish();
         let by_name = users.into_iter().map(|user| (user.name.clone(), Arc::new(user))).collect();
         let iterations = auth.scram_iterations.max(1);
-        Ok(Self { by_name, seed, iterations, warm: AtomicBool::new(false) })
+        report.finish(Self { by_name, seed, iterations, warm: AtomicBool::new(false) })
     }
 
     /// The user of that name.
@@ -190,20 +147,23 @@ impl Users {
     /// fits. Costs the same for every name: one derivation before [`Users::warm`] is through,
     /// none afterwards.
     pub fn verifier(&self, name: &str) -> Verifier {
-        let proof = self.by_name.get(name).map(|user| &user.proof);
-        let warm = self.warm.load(Ordering::Acquire);
-        let known = match proof {
-            Some(Proof::Stored(verifier)) => Some(verifier.clone()),
-            Some(Proof::Plain(secret, cell)) => match cell.get() {
-                Some(verifier) => Some(verifier.clone()),
-                None => return cell.get_or_init(|| self.derive(name, secret)).clone(),
-            },
-            Some(Proof::None) | None => None,
-        };
-        if !warm {
-            self.derive(name, &Secret::new(name));
+        // Made for every name, needed or not: microseconds can be told apart too.
+        let mock = Verifier::mock(name, &self.seed, self.iterations);
+        let is_cold = !self.warm.load(Ordering::Acquire);
+        match self.by_name.get(name).map(|user| &user.proof) {
+            Some(Proof::Plain(secret, cell)) => {
+                if is_cold && cell.get().is_some() {
+                    self.derive(name, secret);
+                }
+                cell.get_or_init(|| self.derive(name, secret)).clone()
+            }
+            other => {
+                if is_cold {
+                    self.derive(name, &Secret::new(name));
+                }
+                if let Some(Proof::Stored(verifier)) = other { verifier.clone() } else { mock }
+            }
         }
-        known.unwrap_or_else(|| Verifier::mock(name, &self.seed, self.iterations))
     }
 
     /// Computes the verifiers of all plain secrets: about a millisecond each, so for a large file
@@ -222,253 +182,184 @@ impl Users {
     }
 }
 
-/// Walks the file and notes all that is wrong.
-struct Reader<'a> {
-    text: &'a str,
+/// Walks the file; all that is wrong goes into the report.
+struct Reader<'r, 't> {
     auth_type: AuthType,
-    secret: &'a dyn Fn(Source<'_>) -> Result<String, String>,
-    problems: Vec<Problem>,
+    secret: &'r dyn Fn(Source<'_>) -> Result<String, String>,
+    report: &'r Report<'t>,
 }
 
-type Value<'a> = Spanned<DeValue<'a>>;
+/// A problem has been noted that leaves nothing to go on with.
+struct Noted;
 
-impl Reader<'_> {
-    fn problem(&mut self, span: Range<usize>, what: impl Into<String>) {
-        let before = self.text.get(..span.start).unwrap_or(self.text);
-        let line = before.matches('\n').count() + 1;
-        let column = before.chars().rev().take_while(|c| *c != '\n').count() + 1;
-        self.problems.push(Problem { line, column, what: what.into() });
-    }
-
-    fn file(&mut self) -> Vec<User> {
-        let (document, errors) = DeTable::parse_recoverable(self.text);
-        for error in errors {
-            // Only its message: its Display quotes the line, which may hold a secret.
-            self.problem(error.span().unwrap_or(0..0), error.message());
-        }
-        let mut users: Vec<(User, Range<usize>)> = Vec::new();
-        for (key, value) in document.get_ref() {
-            if key.get_ref() != "user" {
-                let what = format!("unknown key `{}`, expected `user`", key.get_ref());
-                self.problem(key.span(), what);
-                continue;
-            }
-            let Some(array) = value.get_ref().as_array() else {
-                self.problem(value.span(), "`user` is a list: write [[user]]");
-                continue;
-            };
-            for entry in array.iter() {
-                let Some(table) = entry.get_ref().as_table() else {
-                    self.problem(entry.span(), "a user is a table: write [[user]]");
-                    continue;
-                };
-                if let Some(user) = self.user(table, entry.span()) {
-                    users.push((user, entry.span()));
-                }
-            }
-        }
-        self.across(&users);
-        users.into_iter().map(|(user, _)| user).collect()
-    }
-
-    /// Names are unique, and a server user has one secret.
-    fn across(&mut self, users: &[(User, Range<usize>)]) {
+impl Reader<'_, '_> {
+    /// All users; names are unique, and a server user has one secret.
+    fn users(&self, tables: Vec<Fields<'_, '_>>) -> Vec<User> {
+        let mut users: Vec<User> = Vec::with_capacity(tables.len());
         let mut names = HashSet::new();
-        let mut servers: HashMap<&str, &ServerCredentials> = HashMap::new();
-        for (user, span) in users {
-            if !names.insert(&user.name) {
-                self.problem(span.clone(), format!("user \"{}\" is listed twice", user.name));
+        let mut servers: HashMap<String, Arc<ServerCredentials>> = HashMap::new();
+        for table in tables {
+            let span = table.span().clone();
+            let Ok(user) = self.user(table) else { continue };
+            if !names.insert(user.name.clone()) {
+                self.report.at(&span, format!("user \"{}\" is listed twice", user.name));
             }
-            let first = *servers.entry(&user.server.user).or_insert(&user.server);
-            let secret = |credentials: &ServerCredentials| {
-                credentials.secret.as_ref().map(|secret| secret.expose().to_owned())
-            };
-            if secret(first) != secret(&user.server) {
+            let server = user.server.user.clone();
+            if *servers.entry(server).or_insert_with(|| user.server.clone()) != user.server {
                 let what = format!(
                     "server user \"{}\" has another secret here than above",
                     user.server.user
                 );
-                self.problem(span.clone(), what);
+                self.report.at(&span, what);
             }
+            users.push(user);
         }
+        users
     }
 
-    /// One `[[user]]`; `None` where a problem was noted that leaves nothing to go on with.
-    fn user(&mut self, table: &DeTable<'_>, span: Range<usize>) -> Option<User> {
-        const KEYS: [&str; 12] = [
-            "name",
-            "secret",
-            "secret_env",
-            "secret_file",
-            "server_user",
-            "server_secret",
-            "server_secret_env",
-            "server_secret_file",
-            "hospital",
-            "hospitals",
-            "shard_access",
-            "cross_hospital",
-        ];
-        for (key, _) in table {
-            if !KEYS.contains(&key.get_ref().as_ref()) {
-                let what =
-                    format!("unknown key `{}`, expected one of {}", key.get_ref(), KEYS.join(", "));
-                self.problem(key.span(), what);
-            }
-        }
-        let name = match table.get("name") {
-            Some(value) => self.text(value, "name"),
-            None => {
-                self.problem(span.clone(), "a user needs a `name`");
-                None
-            }
-        };
-        let rights = self.rights(table);
-        let proof = self.proof(table, &span);
-        let server = self.server(table, &span, name.as_deref(), proof.as_ref());
-        Some(User { name: name?, rights, server: server?, proof: proof? })
+    fn user(&self, mut table: Fields<'_, '_>) -> Result<User, Noted> {
+        table.require(&["name"]);
+        let name = table.string("name").ok_or(Noted).and_then(|name| self.text(&name, "name"));
+        let proof = self.proof(&mut table);
+        let server = self.server(&mut table, name.as_deref().ok(), proof.as_ref().ok());
+        let rights = self.rights(&mut table);
+        table.finish();
+        Ok(User { name: name?, rights, server: Arc::new(server?), proof: proof? })
     }
 
-    fn rights(&mut self, table: &DeTable<'_>) -> Rights {
-        let mut rights = Rights::default();
-        match (table.get("hospital"), table.get("hospitals")) {
-            (Some(_), Some(both)) => {
-                self.problem(both.span(), "`hospital` and `hospitals` exclude each other");
-            }
-            (Some(one), None) => {
-                rights.hospitals = Hospitals::Only(self.hospital(one).into_iter().collect());
-            }
-            (None, Some(list)) => match list.get_ref().as_array() {
-                Some(array) if !array.is_empty() => {
-                    let ids = array.iter().filter_map(|id| self.hospital(id)).collect();
-                    rights.hospitals = Hospitals::Only(ids);
-                }
-                _ => self.problem(list.span(), "`hospitals` is a list of at least one uuid"),
-            },
-            (None, None) => {}
-        }
-        let bound = rights.hospitals != Hospitals::Any;
-        if let Some(value) = table.get("shard_access") {
-            match value.get_ref().as_bool() {
-                Some(true) if bound => self.problem(
-                    value.span(),
-                    "`shard_access` reaches every hospital of a shard: not for a bound user",
-                ),
-                Some(access) => rights.shard_access = access,
-                None => self.problem(value.span(), "`shard_access` is true or false"),
+    fn rights(&self, table: &mut Fields<'_, '_>) -> Rights {
+        let hospitals = self.hospitals(table);
+        let is_bound = hospitals != Hospitals::Any;
+        let mut rights = Rights { hospitals, ..Rights::default() };
+        if let Some(access) = table.boolean("shard_access") {
+            rights.shard_access = *access.get_ref();
+            if is_bound && rights.shard_access {
+                let what = "`shard_access` reaches every hospital of a shard: not for a bound user";
+                self.report.at(&access.span(), what);
             }
         }
-        if let Some(value) = table.get("cross_hospital") {
-            rights.cross_hospital = match value.get_ref().as_str() {
-                Some("none") => CrossHospital::None,
-                Some("read" | "write") if bound => {
-                    self.problem(
-                        value.span(),
-                        "`cross_hospital` reaches every hospital: not for a bound user",
-                    );
-                    CrossHospital::None
-                }
-                Some("read") => CrossHospital::Read,
-                Some("write") => CrossHospital::Write,
+        if let Some(cross) = table.string("cross_hospital") {
+            rights.cross_hospital = match *cross.get_ref() {
+                "none" => CrossHospital::None,
+                "read" => CrossHospital::Read,
+                "write" => CrossHospital::Write,
                 _ => {
-                    self.problem(value.span(), "`cross_hospital` is none, read or write");
+                    let what = "`cross_hospital` must be none, read or write";
+                    self.report.at(&cross.span(), what);
                     CrossHospital::None
                 }
             };
+            if is_bound && rights.cross_hospital != CrossHospital::None {
+                let what = "`cross_hospital` reaches every hospital: not for a bound user";
+                self.report.at(&cross.span(), what);
+            }
         }
         rights
     }
 
-    fn hospital(&mut self, value: &Value<'_>) -> Option<HospitalId> {
-        let id = value.get_ref().as_str().and_then(HospitalId::parse);
-        if id.is_none() {
-            self.problem(value.span(), "a hospital is a uuid");
+    fn hospitals(&self, table: &mut Fields<'_, '_>) -> Hospitals {
+        let one = table.string("hospital");
+        let has_list = table.has("hospitals");
+        let list = table.strings("hospitals");
+        if has_list && one.is_some() {
+            let what = "`hospital` and `hospitals` exclude each other";
+            self.report.at(&table.span_of("hospitals"), what);
+        } else if has_list && list.is_empty() {
+            let what = "`hospitals` must have at least one uuid";
+            self.report.at(&table.span_of("hospitals"), what);
         }
-        id
+        // Fail closed: whatever is wrong with the list, its user is not one for any hospital.
+        if !table.has("hospital") && !has_list {
+            return Hospitals::Any;
+        }
+        let id = |text: &Spanned<&str>| {
+            let id = HospitalId::parse(text.get_ref());
+            if id.is_none() {
+                self.report.at(&text.span(), "a hospital is a uuid");
+            }
+            id
+        };
+        Hospitals::Only(one.iter().chain(&list).filter_map(id).collect())
     }
 
-    fn proof(&mut self, table: &DeTable<'_>, span: &Range<usize>) -> Option<Proof> {
-        let (secret, at) = match self.secret(table, ["secret", "secret_env", "secret_file"])? {
-            Some(found) => found,
-            None if self.auth_type == AuthType::Trust => return Some(Proof::None),
-            None => {
-                let what = "a user needs `secret`, `secret_env` or `secret_file`";
-                self.problem(span.clone(), what);
-                return None;
+    fn proof(&self, table: &mut Fields<'_, '_>) -> Result<Proof, Noted> {
+        let found = self.secret(table, ["secret", "secret_env", "secret_file"])?;
+        let Some(secret) = found else {
+            if self.auth_type == AuthType::Trust {
+                return Ok(Proof::None);
             }
+            let what = "a user needs `secret`, `secret_env` or `secret_file`";
+            self.report.at(table.span(), what);
+            return Err(Noted);
         };
-        if is_md5(&secret) {
+        let text = secret.get_ref().as_str();
+        if is_md5(text) {
             let what = "an md5 secret can't do SCRAM: give the plain secret or a SCRAM verifier";
-            self.problem(at, what);
-            return None;
+            self.report.at(&secret.span(), what);
+            return Err(Noted);
         }
-        if !secret.starts_with("SCRAM-SHA-256$") {
-            return Some(Proof::Plain(Secret::new(&secret), OnceLock::new()));
+        if !text.starts_with(VERIFIER_PREFIX) {
+            return Ok(Proof::Plain(Secret::new(text), OnceLock::new()));
         }
-        let verifier = Verifier::parse(&secret);
-        if verifier.is_none() {
+        Verifier::parse(text).map(Proof::Stored).ok_or_else(|| {
             let what = "not SCRAM-SHA-256$<iterations>:<salt>$<stored key>:<server key>";
-            self.problem(at, what);
-        }
-        verifier.map(Proof::Stored)
+            self.report.at(&secret.span(), what);
+            Noted
+        })
     }
 
     fn server(
-        &mut self,
-        table: &DeTable<'_>,
-        span: &Range<usize>,
+        &self,
+        table: &mut Fields<'_, '_>,
         name: Option<&str>,
         proof: Option<&Proof>,
-    ) -> Option<ServerCredentials> {
+    ) -> Result<ServerCredentials, Noted> {
         const KEYS: [&str; 3] = ["server_secret", "server_secret_env", "server_secret_file"];
-        let secret = self.secret(table, KEYS);
-        if let Some(Some((secret, at))) = &secret
-            && (is_md5(secret) || secret.starts_with("SCRAM-SHA-256$"))
+        let user = table.string("server_user").map(|user| self.text(&user, "server_user"));
+        let found = self.secret(table, KEYS)?;
+        if let Some(secret) = &found
+            && (is_md5(secret.get_ref()) || secret.get_ref().starts_with(VERIFIER_PREFIX))
         {
-            self.problem(at.clone(), "a server's secret must be plain: pgward logs in with it");
-            return None;
+            let what = "a server's secret must be plain: pgward logs in with it";
+            self.report.at(&secret.span(), what);
+            return Err(Noted);
         }
-        let plain = secret.map(|found| found.map(|(secret, _)| Secret::new(&secret)));
-        if let Some(value) = table.get("server_user") {
-            let user = self.text(value, "server_user")?;
-            return Some(ServerCredentials { user, secret: plain? });
+        let secret = found.map(|secret| Secret::new(secret.get_ref()));
+        if let Some(user) = user {
+            return Ok(ServerCredentials { user: user?, secret });
         }
-        let own = match (plain?, proof?) {
-            (Some(_), _) => {
-                self.problem(span.clone(), "a server secret needs its `server_user`");
-                return None;
-            }
-            (None, Proof::Plain(secret, _)) => Some(secret.clone()),
-            (None, Proof::None) => None,
-            (None, Proof::Stored(_)) => {
-                let what = "a user with a SCRAM verifier needs a `server_user`: pgward can't log \
-                            in with a verifier";
-                self.problem(span.clone(), what);
-                return None;
-            }
+        let own = match (secret, proof.ok_or(Noted)?) {
+            (Some(_), _) => Err("a server secret needs its `server_user`"),
+            (None, Proof::Plain(secret, _)) => Ok(Some(secret.clone())),
+            (None, Proof::None) => Ok(None),
+            (None, Proof::Stored(_)) => Err("a user with a SCRAM verifier needs a `server_user`: \
+                                             pgward can't log in with a verifier"),
         };
-        Some(ServerCredentials { user: name?.to_owned(), secret: own })
+        let secret = own.map_err(|what| {
+            self.report.at(table.span(), what);
+            Noted
+        })?;
+        Ok(ServerCredentials { user: name.ok_or(Noted)?.to_owned(), secret })
     }
 
-    /// The secret that one of `keys` (itself, environment, file) holds, and where it is named.
-    /// Outer `None`: a problem was noted.
+    /// The secret that one of `keys` (itself, environment, file) holds, with its place.
     fn secret(
-        &mut self,
-        table: &DeTable<'_>,
-        keys: [&str; 3],
-    ) -> Option<Option<(String, Range<usize>)>> {
-        let named: Vec<_> =
-            keys.into_iter().filter_map(|key| Some((key, table.get(key)?))).collect();
-        let (key, value) = match named[..] {
-            [] => return Some(None),
-            [one] => one,
-            [_, (_, second), ..] => {
-                let what = format!("only one of {} may be given", keys.join(", "));
-                self.problem(second.span(), what);
-                return None;
-            }
+        &self,
+        table: &mut Fields<'_, '_>,
+        keys: [&'static str; 3],
+    ) -> Result<Option<Spanned<String>>, Noted> {
+        let has_any = keys.iter().any(|key| table.has(key));
+        let mut given = keys.iter().filter_map(|key| Some((*key, table.secret(key)?)));
+        let Some((key, value)) = given.next() else {
+            return if has_any { Err(Noted) } else { Ok(None) };
         };
-        let text = self.text(value, key)?;
+        let others: Vec<_> = given.collect();
+        if let Some((_, other)) = others.first() {
+            let what = format!("only one of {} may be given", keys.join(", "));
+            self.report.at(&other.span(), what);
+            return Err(Noted);
+        }
+        let text = self.text(&value, key)?;
         let fetched = if key == keys[0] {
             Ok(text)
         } else if key == keys[1] {
@@ -477,27 +368,24 @@ impl Reader<'_> {
             // An editor ends a file with a line break, which nobody types at a prompt.
             (self.secret)(Source::File(&text)).map(|s| s.trim_end_matches(['\r', '\n']).to_owned())
         };
-        match fetched {
-            Ok(secret) if is_usable(&secret) => Some(Some((secret, value.span()))),
-            Ok(_) => {
-                let what = format!("`{key}`: a secret has 1 to {TEXT_BYTES_MAX} bytes, no NUL");
-                self.problem(value.span(), what);
-                None
+        let what = match fetched {
+            Ok(secret) if is_usable(&secret) => {
+                return Ok(Some(Spanned::new(value.span(), secret)));
             }
-            Err(why) => {
-                self.problem(value.span(), format!("`{key}`: {why}"));
-                None
-            }
-        }
+            Ok(_) => format!("`{key}`: a secret has 1 to {TEXT_BYTES_MAX} bytes, no NUL"),
+            Err(why) => format!("`{key}`: {why}"),
+        };
+        self.report.at(&value.span(), what);
+        Err(Noted)
     }
 
-    fn text(&mut self, value: &Value<'_>, key: &str) -> Option<String> {
-        let text = value.get_ref().as_str().filter(|text| is_usable(text));
-        if text.is_none() {
-            let what = format!("`{key}` is a text of 1 to {TEXT_BYTES_MAX} bytes without NUL");
-            self.problem(value.span(), what);
+    fn text(&self, value: &Spanned<&str>, key: &str) -> Result<String, Noted> {
+        if is_usable(value.get_ref()) {
+            return Ok((*value.get_ref()).to_owned());
         }
-        text.map(str::to_owned)
+        let what = format!("`{key}` must have 1 to {TEXT_BYTES_MAX} bytes and no NUL");
+        self.report.at(&value.span(), what);
+        Err(Noted)
     }
 }
 
@@ -533,8 +421,8 @@ mod tests {
         }
     }
 
-    fn parse(text: &str) -> Result<Users, Vec<Problem>> {
-        Users::parse(text, &auth(AuthType::ScramSha256), SEED, &secret)
+    fn parse(text: &str) -> Result<Users, Problems> {
+        Users::parse("users.toml", text, &auth(AuthType::ScramSha256), SEED, &secret)
     }
 
     fn log_in(users: &Users, name: &str, with: &str) -> Result<(), super::super::Error> {
@@ -618,7 +506,8 @@ mod tests {
     #[test]
     fn trust_needs_no_secret() {
         let text = "[[user]]\nname = 'app'\n";
-        let users = Users::parse(text, &auth(AuthType::Trust), SEED, &secret).unwrap();
+        let users =
+            Users::parse("users.toml", text, &auth(AuthType::Trust), SEED, &secret).unwrap();
         assert!(users.get("app").unwrap().server.secret.is_none());
         assert_eq!(log_in(&users, "app", "app"), Err(super::super::Error::Denied));
     }
@@ -686,20 +575,18 @@ cross_hospital = "all"
 [[user]]
 name = "rights"
 secret = "other"
+[[user]]
+name = "unquoted"
+secret = 123456
 "#;
-        let got: Vec<String> = parse(text)
-            .unwrap_err()
-            .iter()
-            .map(|p| format!("{}:{}: {}", p.line, p.column, p.what))
-            .collect();
-        let keys = "name, secret, secret_env, secret_file, server_user, server_secret, \
-                    server_secret_env, server_secret_file, hospital, hospitals, shard_access, \
-                    cross_hospital";
+        let keys = "`name`, `secret`, `secret_env`, `secret_file`, `server_user`, `server_secret`, \
+                    `server_secret_env`, `server_secret_file`, `hospital`, `hospitals`, \
+                    `shard_access`, `cross_hospital`";
         let want = [
-            "1:1: unknown key `colour`, expected `user`",
-            "2:1: a user needs a `name`",
-            &format!("4:1: unknown key `nmae`, expected one of {keys}"),
-            "6:8: `name` is a text of 1 to 1024 bytes without NUL",
+            "1:1: unknown key `colour`; known: `user`",
+            "2:1: `name` is missing in [[user]]",
+            &format!("4:1: unknown key `nmae` in [[user]]; known: {keys}"),
+            "6:8: `name` must have 1 to 1024 bytes and no NUL",
             "11:14: only one of secret, secret_env, secret_file may be given",
             "14:14: `secret_env`: NOT_SET is not there",
             "17:15: `secret_file`: a secret has 1 to 1024 bytes, no NUL",
@@ -710,17 +597,15 @@ secret = "other"
             "31:17: a server's secret must be plain: pgward logs in with it",
             "32:1: a server secret needs its `server_user`",
             "36:1: a user needs `secret`, `secret_env` or `secret_file`",
-            "41:13: `hospitals` is a list of at least one uuid",
-            "42:16: `shard_access` is true or false",
-            "43:18: `cross_hospital` is none, read or write",
+            "41:13: `hospitals` must have at least one uuid",
+            "42:16: `shard_access` must be true or false, not a string",
+            "43:18: `cross_hospital` must be none, read or write",
             "44:1: server user \"rights\" has another secret here than above",
             "44:1: user \"rights\" is listed twice",
+            "49:10: `secret` must be a string",
         ];
-        let mut got = got;
-        got.sort_by_key(|line| {
-            let mut at = line.split(':').map(|n| n.parse::<usize>().unwrap_or(0));
-            (at.next(), at.next(), line.clone())
-        });
+        let got = parse(text).unwrap_err().to_string();
+        let want = want.map(|line| format!("users.toml:{line}")).join("\n");
         assert_eq!(got, want);
     }
 
@@ -734,21 +619,19 @@ secret = "other"
             ("hospitals = []", "`hospital` and `hospitals` exclude each other"),
         ] {
             let problems = parse(&format!("{user}{right}\n")).unwrap_err();
-            assert!(problems[0].what.starts_with(want), "{problems:?}");
-            assert_eq!((problems.len(), problems[0].line), (1, 5));
+            let told = problems.to_string();
+            assert!(told.starts_with("users.toml:5:") && told.contains(want), "{told}");
+            assert_eq!(problems.list.len(), 1);
         }
         assert!(parse(&format!("{user}shard_access = false\ncross_hospital = 'none'\n")).is_ok());
         let problems = parse("[[user]]\nname = 'a'\nsecret = 's'\nhospital = 'x'\n").unwrap_err();
-        assert_eq!(
-            problems,
-            [Problem { line: 4, column: 12, what: "a hospital is a uuid".into() }]
-        );
+        assert_eq!(problems.to_string(), "users.toml:4:12: a hospital is a uuid");
     }
 
     #[test]
     fn no_problem_and_no_debug_shows_a_secret() {
         let problems = parse("[[user]]\nname = 'a'\nsecret = 'hunter2' x\n").unwrap_err();
-        let error = LoadError::Invalid { path: "users.toml".into(), problems };
+        let error = LoadError::from(problems);
         assert!(error.to_string().starts_with("users.toml:3:20: "), "{error}");
         assert!(!format!("{error} {error:?}").contains("hunter2"));
         let users = parse("[[user]]\nname = 'a'\nsecret = 'hunter2'\n").unwrap();
@@ -760,7 +643,7 @@ secret = "other"
         #[test]
         fn any_text_is_a_file_or_has_a_problem(text in "(\\[\\[user\\]\\]\n)?([a-z_]{0,9} ?= ?['\"0-9\\[\\]{}a-z]{0,9}\n){0,4}\\PC{0,9}") {
             if let Err(problems) = parse(&text) {
-                prop_assert!(!problems.is_empty());
+                prop_assert!(!problems.list.is_empty());
             }
         }
     }

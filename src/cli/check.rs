@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-use crate::auth::users::{LoadError as UsersError, Users};
+use crate::auth::Users;
 use crate::config::Config;
 use crate::document::LoadError;
 use crate::route::Hospitals;
@@ -71,7 +71,7 @@ impl Findings {
         }
         match Users::load(&config.users, &config.auth) {
             Ok(users) => self.users = Some((config.users.clone(), users)),
-            Err(error) => self.add_users(error),
+            Err(error) => self.add(&config.users, error),
         }
         self.check_together(config);
     }
@@ -108,23 +108,6 @@ impl Findings {
         });
         let findings: Vec<_> = findings.collect();
         self.problems.extend(findings);
-    }
-
-    fn add_users(&mut self, error: UsersError) {
-        match error {
-            UsersError::Read { path, source } => self.problems.push(Finding {
-                file: path.display().to_string(),
-                place: None,
-                message: source.to_string(),
-            }),
-            UsersError::Invalid { path, problems } => {
-                self.problems.extend(problems.into_iter().map(|problem| Finding {
-                    file: path.display().to_string(),
-                    place: Some((problem.line, problem.column)),
-                    message: problem.what,
-                }));
-            }
-        }
     }
 
     fn add(&mut self, path: &Path, error: LoadError) {

@@ -168,6 +168,7 @@ impl Checks<'_> {
             server_login_retry,
             max_hospital_share,
             max_prepared_statements,
+            server_prepare_threshold: _, // any number is good
             max_client_statements,
             max_waiting,
             cancel_wait_timeout,
@@ -287,9 +288,8 @@ impl Checks<'_> {
     }
 
     fn seconds(&self, section: &str, key: &str, value: f64, zero: Zero) {
-        // Said so that NaN fails.
         let message = match zero {
-            _ if !(value >= 0.0 && value <= SECONDS_MAX) => "must be seconds from 0 to 1000000000",
+            _ if !(0.0..=SECONDS_MAX).contains(&value) => "must be seconds from 0 to 1000000000",
             Zero::Refused if value == 0.0 => "can't be 0: it must end some time",
             _ => return,
         };

@@ -43,6 +43,8 @@ pub struct Statement {
     pub problems: Vec<Problem>,
     /// What it does to the session.
     pub effect: Effect,
+    /// It names something that the catalog does not know: worth reading the catalog again.
+    pub unknown_names: bool,
 }
 
 /// May it go to a replica?

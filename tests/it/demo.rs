@@ -2,6 +2,9 @@
 
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::support::PATIENCE;
 
 fn demo(args: &[&str]) -> Child {
     let mut demo = Command::new(env!("CARGO_BIN_EXE_pgward"));
@@ -34,20 +37,38 @@ fn the_demo_shows_what_it_promises_and_leaves_nothing_behind() {
     ] {
         assert!(text.contains(promised), "`{promised}` is not in:\n{text}");
     }
-    assert_eq!(left_behind(pid), [String::new(); 0]);
+    assert_eq!(left_behind(pid), Vec::<String>::new());
+}
+
+/// Starts the demo and reads until it serves.
+fn until_it_serves() -> (Child, impl Iterator<Item = String>) {
+    let mut demo = demo(&["--port", "0"]);
+    let lines = BufReader::new(demo.stdout.take().expect("its output")).lines();
+    let mut lines = lines.map_while(Result::ok);
+    assert!(lines.any(|line| line.contains("[3/5]")), "it ended early");
+    (demo, lines)
+}
+
+#[test]
+fn sigkill_leaves_nothing_behind_either() {
+    let (mut demo, _lines) = until_it_serves();
+    demo.kill().expect("SIGKILL");
+    demo.wait().expect("its end");
+    let deadline = Instant::now() + PATIENCE;
+    while !left_behind(demo.id()).is_empty() {
+        assert!(Instant::now() < deadline, "still there: {:?}", left_behind(demo.id()));
+        std::thread::sleep(Duration::from_millis(50));
+    }
 }
 
 #[test]
 fn sigterm_ends_the_demo_and_leaves_nothing_behind() {
-    let mut demo = demo(&["--port", "0"]);
+    let (mut demo, lines) = until_it_serves();
     let pid = demo.id();
-    let lines = BufReader::new(demo.stdout.take().expect("its output")).lines();
-    let mut lines = lines.map_while(Result::ok);
-    assert!(lines.any(|line| line.contains("[3/5]")), "it ended early");
     let status = Command::new("kill").args(["-s", "TERM", &pid.to_string()]).status();
     assert!(status.expect("kill").success());
     // Read on, so that it can write.
     lines.for_each(drop);
     assert!(demo.wait().expect("its end").success());
-    assert_eq!(left_behind(pid), [String::new(); 0]);
+    assert_eq!(left_behind(pid), Vec::<String>::new());
 }

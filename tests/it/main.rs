@@ -2,13 +2,17 @@
 
 mod support;
 
+mod cli_offline;
 mod demo;
 mod drivers;
 mod failures;
 mod local;
+mod login_transcripts;
 mod operations;
+mod protocol;
 mod refusals;
 mod route_command;
 mod route_golden;
 mod routing;
+mod server_login;
 mod tidy;

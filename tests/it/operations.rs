@@ -116,3 +116,14 @@ async fn sigterm_ends_it_when_clients_are_done() {
         tokio::time::sleep(std::time::Duration::from_millis(20)).await;
     }
 }
+
+#[test]
+fn the_configuration_for_containers_is_valid() {
+    let config = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("docker/pgward.toml");
+    let mut check = std::process::Command::new(env!("CARGO_BIN_EXE_pgward"));
+    for secret in ["PROBE_SECRET", "APP_SECRET", "DEMO_SECRET", "ADMIN_SECRET"] {
+        check.env(secret, "a secret");
+    }
+    let output = check.args(["check", "--config"]).arg(config).output().expect("pgward check");
+    assert!(output.status.success(), "{output:?}");
+}

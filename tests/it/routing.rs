@@ -259,7 +259,7 @@ async fn in_route_mode_the_session_says_which_hospital() {
     simple(&client, &format!("SET pgward.hospital_id = '{two}'")).await.expect("SET");
     let sql = "SELECT current_database()::text, count(*) > 0 FROM patients GROUP BY 1";
     assert_eq!(value(&client, sql).await, "shard2|t");
-    assert_eq!(refusal(&client, &keyed(one)).await.0, "PW003");
+    assert_eq!(refusal(&client, &keyed(one)).await.0, "42501", "another than the session's");
     simple(&client, "RESET pgward.hospital_id").await.expect("RESET");
     assert_eq!(refusal(&client, sql).await.0, "PW001");
     let hinted = format!("/* hospital_id='{one}' */ {sql}");

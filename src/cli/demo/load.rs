@@ -159,7 +159,7 @@ impl Progress {
         if watched {
             print!("\r{}", line(done));
             let _ = std::io::stdout().flush();
-        } else if done % (HOSPITALS / 10) == 0 {
+        } else if done.is_multiple_of(HOSPITALS / 10) {
             println!("{}", line(done));
         }
     }

@@ -5,10 +5,12 @@
 //! are told apart by hospital: each test makes its own hospitals.
 
 mod client;
+pub mod raw;
 mod shards;
 mod ward;
 
 pub use client::{Id, refusal, simple, sqlstate, tell, value};
+pub use raw::{Message, Raw, batch};
 pub use shards::{Shards, hospital_on, one_shard_map, shards};
 pub use ward::{Ward, WardOptions, http_get};
 
