@@ -64,7 +64,7 @@ impl Options {
     /// Reads arguments and environment.
     pub fn read(args: impl Iterator<Item = String>) -> Result<Self> {
         let args: Vec<String> = args.collect();
-        let quick_env = std::env::var("QUICK").is_ok_and(|value| value != "" && value != "0");
+        let quick_env = std::env::var("QUICK").is_ok_and(|value| !value.is_empty() && value != "0");
         let is_quick = quick_env || args.iter().any(|arg| arg == "--quick");
         let mut options = Self {
             is_quick,
