@@ -141,6 +141,10 @@ impl Session {
     }
 
     async fn serve(&mut self) -> End {
+        // The greeting; and what came with the login may be a whole request already.
+        if let Err(end) = Box::pin(self.work()).await {
+            return end;
+        }
         loop {
             match self.idle().await {
                 Ok(()) => {}
