@@ -2,15 +2,18 @@
 
 mod support;
 
+mod catalog;
 mod cli_offline;
 mod demo;
 mod drivers;
 mod failures;
+mod fleet;
 mod local;
 mod login_transcripts;
 mod operations;
 mod protocol;
 mod refusals;
+mod route_command;
 mod route_golden;
 mod routing;
 mod server_login;
