@@ -100,6 +100,19 @@ pub struct Tally {
     pub held: Duration,
 }
 
+/// What all shards and roles did since the start. Times in microseconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Totals {
+    /// Servers handed out and given back.
+    pub transactions: u64,
+    /// Requests sent.
+    pub queries: u64,
+    /// Waited for servers.
+    pub wait_us: u64,
+    /// Held servers.
+    pub held_us: u64,
+}
+
 /// A state, read when somebody asks: a host that left the map leaves no line behind.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Gauge {
@@ -129,6 +142,7 @@ pub struct RoleMetrics {
     role: ServerRole,
     transactions: Counter,
     queries: Counter,
+    sent: AtomicU64,
     to_server: Counter,
     to_client: Counter,
     connects: [Counter; 2],
@@ -206,6 +220,19 @@ impl Metrics {
             .increment(1);
     }
 
+    /// Sums over all shards and roles.
+    pub fn totals(&self) -> Totals {
+        let mut totals = Totals::default();
+        let blocks = self.blocks.iter().filter_map(OnceLock::get);
+        for role in blocks.flat_map(|block| block.iter().filter_map(OnceLock::get)) {
+            totals.transactions += role.waits.count();
+            totals.wait_us += role.waits.sum_us.load(Ordering::Relaxed);
+            totals.held_us += role.held.sum_us.load(Ordering::Relaxed);
+            totals.queries += role.sent.load(Ordering::Relaxed);
+        }
+        totals
+    }
+
     /// Prometheus text of everything: what was counted, and `gauges` as they are now.
     pub fn render(&self, gauges: &[Gauge]) -> String {
         let mut text = self.handle.render();
@@ -248,6 +275,7 @@ impl RoleMetrics {
             role,
             transactions: count("pgward_transactions_total", &[]),
             queries: count("pgward_queries_total", &[]),
+            sent: AtomicU64::new(0),
             to_server: count("pgward_bytes_total", &[("direction", "to_server")]),
             to_client: count("pgward_bytes_total", &[("direction", "to_client")]),
             connects: ["ok", "failed"].map(connect),
@@ -263,6 +291,7 @@ impl RoleMetrics {
     pub fn on_release(&self, tally: &Tally) {
         self.transactions.increment(1);
         self.queries.increment(tally.queries);
+        self.sent.fetch_add(tally.queries, Ordering::Relaxed);
         self.to_server.increment(tally.to_server);
         self.to_client.increment(tally.to_client);
         self.waits.record(tally.waited);
@@ -303,6 +332,10 @@ impl Histogram {
         let bucket = (bits.saturating_sub(FIRST_BUCKET) as usize).min(BUCKETS);
         self.buckets[bucket].fetch_add(1, Ordering::Relaxed);
         self.sum_us.fetch_add(us, Ordering::Relaxed);
+    }
+
+    fn count(&self) -> u64 {
+        self.buckets.iter().map(|bucket| bucket.load(Ordering::Relaxed)).sum()
     }
 
     fn render(&self, text: &mut String, name: &str, shard: u16, role: ServerRole) {

@@ -116,6 +116,9 @@ pub struct Pool {
     pub max_hospital_share: f64,
     /// Prepared statements kept on each server connection; 0 keeps none beyond its client's.
     pub max_prepared_statements: usize,
+    /// Times that a text is parsed without a name before servers keep it as a prepared statement,
+    /// which saves them parsing and planning it; 0: never.
+    pub server_prepare_threshold: u32,
     /// Prepared statements that one client may hold.
     pub max_client_statements: usize,
     /// Clients that may wait for one pool; one more gets 53300.
@@ -308,6 +311,7 @@ impl Default for Pool {
             server_login_retry: 1.0,
             max_hospital_share: 0.5,
             max_prepared_statements: 200,
+            server_prepare_threshold: 0,
             max_client_statements: 10_000,
             max_waiting: 20_000,
             cancel_wait_timeout: 10.0,

@@ -168,6 +168,7 @@ impl Checks<'_> {
             server_login_retry,
             max_hospital_share,
             max_prepared_statements,
+            server_prepare_threshold: _, // any number is good
             max_client_statements,
             max_waiting,
             cancel_wait_timeout,

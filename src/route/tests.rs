@@ -63,6 +63,7 @@ fn select(sharded: Vec<ShardedUse>) -> Statement {
         per_shard: None,
         problems: Vec::new(),
         effect: Effect::None,
+        unknown_names: false,
     }
 }
 

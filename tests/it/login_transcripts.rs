@@ -13,6 +13,7 @@ use pgward::net::Stream;
 use pgward::session::login::{Door, Hello, hello};
 use pgward::wire::backend::{self, AuthRequest, ErrorReply};
 use pgward::wire::{self, frontend, startup};
+use proptest::prelude::*;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::time::Instant;
 
@@ -48,6 +49,69 @@ fn transcripts() {
             assert_eq!(got, want);
         }
         panic!("another number of lines; UPDATE_GOLDEN=1 rewrites {FILE}");
+    }
+}
+
+#[test]
+fn a_login_in_progress_is_small() {
+    let users = users(AuthType::ScramSha256);
+    let door =
+        Door { auth_type: AuthType::ScramSha256, users: &users, database: "x", refusal: None };
+    let (near, _far) = tokio::io::duplex(1);
+    let deadline = runtime().block_on(async { Instant::now() });
+    let login = hello(Stream::Memory(Box::new(near)), &door, deadline);
+    let bytes = size_of_val(&login);
+    assert!(bytes <= 1536, "{bytes} bytes");
+}
+
+/// Bytes of the start: packets that are right, nearly right, or noise.
+fn any_piece() -> impl Strategy<Value = Vec<u8>> {
+    let packet = (0..6usize, any::<bool>()).prop_map(|(which, newer)| {
+        let mut out = BytesMut::new();
+        match which {
+            0 => startup::write_ssl_request(&mut out),
+            1 => startup::write_gssenc_request(&mut out),
+            2 => startup::write_cancel_request(&mut out, 1, b"abcd"),
+            3 => frontend::write_sasl_initial(
+                &mut out,
+                "SCRAM-SHA-256",
+                b"n,,n=,r=0123456789abcdef0123",
+            ),
+            4 => frontend::write_sasl_response(&mut out, b"c=biws,r=x,p=y"),
+            _ => {
+                let params = [("user", "app"), ("database", "hospital")];
+                startup::write_startup(&mut out, params.into_iter());
+                out[7] = u8::from(newer);
+            }
+        }
+        out.to_vec()
+    });
+    let noise = prop::collection::vec(any::<u8>(), 0..20);
+    let length = (any::<u8>(), noise.clone())
+        .prop_map(|(length, rest)| [&[0, 0, 0, length][..], &rest].concat());
+    prop_oneof![4 => packet, 1 => noise, 1 => length]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+    #[test]
+    fn no_client_makes_the_login_panic(pieces in prop::collection::vec(any_piece(), 0..6)) {
+        runtime().block_on(async {
+            let (near, mut far) = tokio::io::duplex(1 << 16);
+            let login = tokio::spawn(async move {
+                let users = users(AuthType::ScramSha256);
+                let auth_type = AuthType::ScramSha256;
+                let door = Door { auth_type, users: &users, database: "hospital", refusal: None };
+                let deadline = Instant::now() + Duration::from_secs(60);
+                outcome(hello(Stream::Memory(Box::new(near)), &door, deadline).await)
+            });
+            for piece in pieces {
+                let _ = far.write_all(&piece).await;
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            let outcome = login.await.unwrap();
+            assert!(!outcome.starts_with("= Login"), "in without a proof");
+        });
     }
 }
 

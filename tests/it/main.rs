@@ -13,6 +13,7 @@ mod login_transcripts;
 mod operations;
 mod protocol;
 mod refusals;
+mod route_command;
 mod route_golden;
 mod routing;
 mod server_login;

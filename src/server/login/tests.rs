@@ -169,7 +169,7 @@ async fn servers_out_of_turn_are_refused() {
 /// A server that checks SCRAM with `verifier`.
 async fn scram_server(mut far: DuplexStream, verifier: Verifier) {
     let mut heard = vec![0; 4096];
-    far.read(&mut heard).await.unwrap();
+    assert!(far.read(&mut heard).await.unwrap() > 0);
     far.write_all(&sasl(&["SCRAM-SHA-256-PLUS", "SCRAM-SHA-256"])).await.unwrap();
     let n = far.read(&mut heard).await.unwrap();
     let (_, body) = wire::peek(&heard[..n], 4096).unwrap().unwrap();
