@@ -25,7 +25,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 use tokio_postgres::{Client, Row};
 
-use crate::fleet::monitor::{self, connect};
+use crate::fleet::monitor::{self, carried, connect};
 use crate::fleet::{Fleet, FleetSettings, ShardState, Standing};
 use crate::shard_map::{Address, ShardId, ShardMap};
 use crate::sql::catalog::FunctionKind;
@@ -148,8 +148,8 @@ pub async fn read(
     settings: &FleetSettings,
 ) -> Result<ShardFacts, Error> {
     let reading = async {
-        let (client, _) = connect(address, database, settings, READ_TIMEOUT).await?;
-        read_with(&client).await
+        let (client, carrier) = connect(address, database, settings, READ_TIMEOUT).await?;
+        carried(carrier, read_with(&client)).await
     };
     timeout(READ_TIMEOUT, reading).await.map_err(|_| Error::TimedOut)?
 }

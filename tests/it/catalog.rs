@@ -55,6 +55,7 @@ const OBJECTS: &str = r#"
     CREATE VIEW calls AS SELECT clinic.peek() AS n;
     CREATE VIEW samples AS SELECT s.starelid FROM typed, pg_statistic s;
     CREATE VIEW whole AS SELECT table_to_xml('patients', true, false, '') FROM typed;
+    CREATE VIEW computes AS SELECT lower(m::text), count(*) FROM typed GROUP BY 1;
     CREATE TEMP TABLE temporary (n int);
 "#;
 
@@ -94,6 +95,7 @@ async fn facts_are_read() {
         ("indirect", 'v', "public.direct public.patients"),
         ("stored", 'm', "public.patients"),
         ("calls", 'v', "clinic.peek()"),
+        ("computes", 'v', "public.typed"),
         // What initdb made, which pg_depend does not tell.
         ("samples", 'v', "pg_catalog.pg_statistic public.typed"),
         ("whole", 'v', "pg_catalog.table_to_xml() public.patients public.typed"),
@@ -105,7 +107,7 @@ async fn facts_are_read() {
         got.sort_unstable();
         assert_eq!(got.join(" "), reads, "{view}");
     }
-    assert_eq!(facts.relations.len(), 10, "no system, toast or temporary relation");
+    assert_eq!(facts.relations.len(), 11, "no system, toast or temporary relation");
 
     let functions: Vec<_> =
         facts.functions.iter().map(|f| format!("{}.{}", f.schema, f.name)).collect();
