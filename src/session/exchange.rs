@@ -13,6 +13,7 @@ use std::time::Duration;
 use super::block::{Block, Pending};
 use super::directory::{CancelTarget, Client};
 use super::{Attached, End, OUTPUT_BYTES_MAX, READ_AHEAD_BYTES, Session, params};
+use crate::catalog::Snapshot;
 use crate::metrics::{Fallback, ServerRole};
 use crate::pool::{self, Want};
 use crate::route::{Bound, Role, Route, Values, refusals};
@@ -299,9 +300,9 @@ impl Session {
         let body = &self.input.as_slice()[HEADER_BYTES..total];
         let query = frontend::Query::read(body).map_err(|error| plain(super::violation(&error)))?;
         let sql = super::utf8(query.sql).map_err(plain)?;
-        let catalog = self.services.catalog.current().catalog.clone();
+        let snapshot = self.services.catalog.current();
         let context = crate::sql::Context {
-            catalog: &catalog,
+            catalog: &snapshot.catalog,
             search_path: &self.names.search_path,
             role: &self.names.role,
             param_types: &[],
@@ -331,7 +332,9 @@ impl Session {
         }
         let is_unknown = analysis.statements.iter().any(|s| s.unknown_names);
         let values = QueryValues(&analyzed.lexed);
-        let route = self.decide(analysis, &values, None).map_err(|refusal| (refusal, is_unknown))?;
+        let route = self
+            .decide(&snapshot, analysis, &values, None)
+            .map_err(|refusal| (refusal, is_unknown))?;
         let mut run = Run::new(route);
         run.add(self, analysis, &values).map_err(plain)?;
         if analysis.statements.len() > 1
@@ -359,9 +362,11 @@ impl Session {
         Ok(())
     }
 
-    /// The route of one text or Bind. `batch`: what its batch is bound to already.
+    /// The route of one text or Bind, analysed under `snapshot`. `batch`: what its batch is bound
+    /// to already.
     pub(super) fn decide(
         &self,
+        snapshot: &Snapshot,
         analysis: &Analysis,
         values: &dyn Values,
         batch: Option<Bound>,
@@ -373,8 +378,12 @@ impl Session {
             Some(attached) => crate::route::decide(analysis, values, &view, &attached.map),
             None => crate::route::decide(analysis, values, &view, &self.services.map.peek()),
         };
-        // A map of one shard leaves nothing to choose.
         match decided? {
+            // What a shard's own catalog has not confirmed may mean something else there.
+            Route::One { shard, .. } if !snapshot.speaks_for(shard) => {
+                Err(refusals::no_server(shard))
+            }
+            // A map of one shard leaves nothing to choose.
             Route::Any { role } if self.services.map.peek().shards().len() == 1 => {
                 Ok(Route::One { hospital: None, shard: ShardId(0), role })
             }
@@ -790,7 +799,7 @@ impl Session {
                     self.renew_names();
                 }
                 if attached.is_write && attached.checkout.role == Role::Primary {
-                    self.written_at = Some(self.services.fleet.now());
+                    self.written_at = self.services.fleet.now();
                 }
                 self.release(attached);
             }
@@ -883,7 +892,7 @@ impl Session {
         }
         self.ledger.rollback();
         self.renew_names();
-        self.written_at = Some(self.services.fleet.now());
+        self.written_at = self.services.fleet.now();
         self.services.metrics.on_refusal(reply.sqlstate);
         reply.encode(self.output.tail());
         Ok(())

@@ -99,8 +99,9 @@ pub struct Session {
     attached: Option<Box<Attached>>,
     /// A batch failed without a server: what follows is dropped up to its Sync.
     is_skipping: bool,
-    /// `Fleet::now` at the outcome of its last write.
-    written_at: Option<u64>,
+    /// `Fleet::now` at the outcome of its last write, at first at its login: its reads are as
+    /// fresh as that.
+    written_at: u64,
     /// Bytes of the client's that are the rest of a CopyData nobody wants.
     skip_bytes: usize,
     /// The server of the open transaction died while nothing ran: the next request is told.

@@ -95,7 +95,7 @@ pub async fn welcome(
         block: Block::None,
         attached: None,
         is_skipping: false,
-        written_at: None,
+        written_at: services.fleet.now(),
         skip_bytes: 0,
         loss: None,
         user: login.user,
@@ -155,7 +155,7 @@ async fn learn(
     if let Some(learnt) = known {
         return Ok(learnt);
     }
-    let want = Want { shard: None, role: Role::Primary, hospital: None, written_at: None };
+    let want = Want { shard: None, role: Role::Primary, hospital: None, written_at: 0 };
     let mut checkout =
         services.pools.checkout(pools, want).await.map_err(|error| error.to_reply())?;
     let server = &mut checkout.server;
@@ -187,7 +187,7 @@ async fn check(
     if let Some(canonical) = services.greetings.checked.get(&key) {
         return Ok(canonical);
     }
-    let want = Want { shard: None, role: Role::Primary, hospital: None, written_at: None };
+    let want = Want { shard: None, role: Role::Primary, hospital: None, written_at: 0 };
     let mut checkout =
         services.pools.checkout(pools, want).await.map_err(|error| error.to_reply())?;
     let (quoted, literal) = (params::quote_literal(name), params::quote_literal(value));
