@@ -251,7 +251,7 @@ impl<'a> Walk<'a> {
         let (columns, is_open) = self.targets(targets, at)?;
         let arm =
             Arm { level: at.place, columns, is_open, is_transparent: false, is_filtered: false };
-        Ok(Selected { arms: vec![arm], has_aggregate: false })
+        Ok(Selected { arms: vec![arm], has_outer_aggregate: false })
     }
 }
 
