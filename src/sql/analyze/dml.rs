@@ -27,7 +27,7 @@ impl<'a> Walk<'a> {
             {
                 walk.refuse_key_change(key);
             }
-            let mut items = walk.from_list(update.from_clause(), level, at)?;
+            let mut items = walk.items_of(update.from_clause(), level, at)?;
             items.insert(0, target);
             let scope = Scope { items: &items, outer: at.scope };
             let inside = At { scope: Some(&scope), env: at.env, place: level };
@@ -48,7 +48,7 @@ impl<'a> Walk<'a> {
         self.with(delete.with_clause(), at, |walk, at| {
             let level = walk.facts.place(None);
             let (_, target) = walk.target(delete.relation(), level)?;
-            let mut items = walk.from_list(delete.using_clause(), level, at)?;
+            let mut items = walk.items_of(delete.using_clause(), level, at)?;
             items.insert(0, target);
             let scope = Scope { items: &items, outer: at.scope };
             let inside = At { scope: Some(&scope), env: at.env, place: level };

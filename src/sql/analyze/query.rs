@@ -251,7 +251,7 @@ impl<'a> Walk<'a> {
         at: At<'_, 'a>,
     ) -> Result<Selected<'a>, Error> {
         let level = self.facts.place(None);
-        let items = self.from_list(select.from_clause(), level, at)?;
+        let items = self.items_of(select.from_clause(), level, at)?;
         let scope = Scope { items: &items, outer: at.scope };
         let inside = At { scope: Some(&scope), env: at.env, place: level };
         self.condition(select.where_clause(), inside)?;
@@ -316,7 +316,9 @@ impl<'a> Walk<'a> {
                 if part.indirection().iter().any(|part| matches!(part, Node::A_Star(_))));
             is_open |= is_row;
             let name = target.name().or(match value {
-                Node::ColumnRef(column) => column.fields().iter().last().and_then(Node::as_str),
+                Node::ColumnRef(column) => {
+                    column.fields().iter().next_back().and_then(Node::as_str)
+                }
                 _ => None,
             });
             let value = match self.expr(value, at)? {
