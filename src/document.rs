@@ -10,7 +10,7 @@ use std::fmt;
 use std::ops::{Range, RangeInclusive};
 use std::path::{Path, PathBuf};
 
-use toml::Spanned;
+pub use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 /// Problems that are told one by one; of the others only the number.
@@ -190,12 +190,36 @@ impl<'a, 't> Fields<'a, 't> {
         }
     }
 
+    /// Whether the table has `key`, whatever its value.
+    pub fn has(&self, key: &str) -> bool {
+        self.table.contains_key(key)
+    }
+
     /// A string.
     pub fn string(&mut self, key: &'static str) -> Option<Spanned<&'a str>> {
         let value = self.take(key)?;
         match value.get_ref() {
             DeValue::String(text) => Some(Spanned::new(value.span(), text.as_ref())),
             _ => self.wrong(key, value, "a string"),
+        }
+    }
+
+    /// A string that no message quotes, whatever it is.
+    pub fn secret(&mut self, key: &'static str) -> Option<Spanned<&'a str>> {
+        let value = self.take(key)?;
+        if let DeValue::String(text) = value.get_ref() {
+            return Some(Spanned::new(value.span(), text.as_ref()));
+        }
+        self.report.at(&value.span(), format!("`{key}` must be a string"));
+        None
+    }
+
+    /// `true` or `false`.
+    pub fn boolean(&mut self, key: &'static str) -> Option<Spanned<bool>> {
+        let value = self.take(key)?;
+        match value.get_ref() {
+            DeValue::Boolean(flag) => Some(Spanned::new(value.span(), *flag)),
+            _ => self.wrong(key, value, "true or false"),
         }
     }
 
@@ -318,4 +342,111 @@ impl<'a, 't> Fields<'a, 't> {
 
 fn article(noun: &str) -> &'static str {
     if noun.starts_with(['a', 'e', 'i', 'o', 'u']) { "an" } else { "a" }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Reads `text` as a table with one of each kind.
+    fn problems(text: &str) -> Vec<String> {
+        let found = parse("f.toml", text).and_then(|(report, root)| {
+            let mut fields = Fields::root(&report, &root);
+            fields.require(&["name"]);
+            fields.string("name");
+            fields.integer("count", 1..=0xff);
+            fields.strings("list");
+            fields.pairs("map");
+            if let Some(mut inner) = fields.table("inner", "`inner`") {
+                inner.string("a");
+                inner.finish();
+            }
+            for mut item in fields.tables("item", "[[item]]") {
+                item.require(&["a"]);
+                item.string("a");
+                item.finish();
+            }
+            fields.finish();
+            report.finish(())
+        });
+        let list = found.err().map(|problems| problems.list).unwrap_or_default();
+        list.iter().map(Problem::to_string).collect()
+    }
+
+    #[test]
+    fn every_kind_of_problem_has_its_place() {
+        let fine = "name = 'n'\ncount = 0xff\nlist = ['a']\nmap = { b = 'c' }\n[inner]\na = 'b'\n\
+                    [[item]]\na = 'x'\n[[item]]\na = 'y'\n";
+        let cases: &[(&str, &[&str])] = &[
+            (fine, &[]),
+            ("", &["f.toml:1:1: `name` is missing"]),
+            (
+                "name = 'é' # ö\r\n'ü' = 1",
+                &["f.toml:2:1: unknown key `ü`; known: `name`, `count`, \
+              `list`, `map`, `inner`, `item`"],
+            ),
+            ("name = 1.5", &["f.toml:1:8: `name` must be a string, not 1.5"]),
+            ("name = []", &["f.toml:1:8: `name` must be a string, not an array"]),
+            (
+                "name = ''\ncount = 0",
+                &["f.toml:2:9: `count` must be a whole number from 1 to 255, not 0"],
+            ),
+            (
+                "name = ''\ncount = 1.0",
+                &["f.toml:2:9: `count` must be a whole number from 1 to 255, not 1.0"],
+            ),
+            (
+                "name = 'é'; list = 1",
+                &["f.toml:1:11: unexpected key or value, expected newline, `#`"],
+            ),
+            (
+                "name = ''\nlist = ['é', 1, 2]",
+                &[
+                    "f.toml:2:14: `list` must be a list of strings, not 1",
+                    "f.toml:2:17: `list` must be a list of strings, not 2",
+                ],
+            ),
+            (
+                "name = ''\nmap = { a = 1 }",
+                &["f.toml:2:13: `map` must be a table of strings, not 1"],
+            ),
+            ("name = ''\n[[inner]]", &["f.toml:2:1: `inner` must be a table, not an array"]),
+            ("name = ''\n[item]", &["f.toml:2:1: `item` must be written as [[item]], not a table"]),
+            (
+                "name = ''\n[[item]]\nb = 1",
+                &[
+                    "f.toml:2:1: `a` is missing in [[item]]",
+                    "f.toml:3:1: unknown key `b` in [[item]]; known: `a`",
+                ],
+            ),
+        ];
+        for (text, want) in cases {
+            assert_eq!(problems(text), *want, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn files_that_cannot_be_read() {
+        let folder = std::env::temp_dir();
+        let error = read(&folder).expect_err("a folder is no file");
+        assert!(error.to_string().starts_with("cannot read "), "{error}");
+        let file = folder.join(format!("pgward-document-{}", std::process::id()));
+        std::fs::write(&file, [0xff, 0xfe]).expect("write");
+        assert!(read(&file).is_err(), "not UTF-8");
+        std::fs::File::create(&file)
+            .and_then(|f| f.set_len(FILE_BYTES_MAX + 1))
+            .expect("a big one");
+        let error = read(&file).expect_err("too big");
+        assert!(error.to_string().contains("more than the 67108864"), "{error}");
+        std::fs::remove_file(&file).expect("remove");
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_read_without_panic(text in "[a-z=\\[\\]{}\"'.#é\n\r 0-9-]{0,80}") {
+            problems(&text);
+        }
+    }
 }

@@ -13,7 +13,7 @@ pub mod users;
 
 use std::sync::Arc;
 
-//pub use users::{ServerCredentials, User, Users};
+pub use users::{ServerCredentials, User, Users};
 
 /// Why a proof failed. Says nothing that a peer sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -29,8 +29,9 @@ pub enum Error {
     Impostor,
 }
 
-/// A secret in plain text. Prints as dots.
-#[derive(Clone)]
+/// A secret in plain text. Prints as dots. Equality is for configuration, not for proofs: its time
+/// tells where two secrets differ.
+#[derive(Clone, PartialEq, Eq)]
 pub struct Secret(Arc<str>);
 
 impl Secret {

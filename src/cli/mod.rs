@@ -6,12 +6,18 @@
 
 mod check;
 mod demo;
+pub mod local;
 mod locate;
 mod mint;
 mod route;
 mod serve;
 
+use std::io::Write as _;
+use std::path::Path;
 use std::process::ExitCode;
+
+use crate::document::LoadError;
+use crate::shard_map::{ShardMap, source};
 
 use clap::{Parser, Subcommand};
 
@@ -69,7 +75,23 @@ pub fn run() -> ExitCode {
         Command::Check(args) => check::run(&args).into(),
         Command::Locate(args) => locate::run(&args).into(),
         Command::Mint(args) => mint::run(&args).into(),
-        Command::Route(args) => route::run(args),
+        Command::Route(args) => route::run(&args).into(),
         Command::Demo(args) => demo::run(args),
     }
+}
+
+/// The map in `path`, or its problems on stderr.
+fn load_map(path: &Path) -> Result<ShardMap, Outcome> {
+    source::load(path).map_err(|error| {
+        eprintln!("{error}");
+        match error {
+            LoadError::Read { .. } => Outcome::WrongUse,
+            LoadError::Problems(_) => Outcome::Finding,
+        }
+    })
+}
+
+/// Prints facts. A reader that has gone away (`| head`) is no error.
+fn print(facts: impl std::fmt::Display) {
+    let _ = writeln!(std::io::stdout(), "{facts}");
 }

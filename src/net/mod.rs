@@ -7,8 +7,10 @@
 
 use std::cell::RefCell;
 use std::io;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -117,11 +119,50 @@ impl From<TcpStream> for Stream {
 }
 
 impl Stream {
+    /// Connects to `host`, a name or an IP address. Keep-alive probes tell of a dead host within a
+    /// minute where nothing is being sent.
+    pub async fn connect(host: &str, port: u16) -> io::Result<Self> {
+        Self::set_up(TcpStream::connect((host, port)).await?)
+    }
+
+    /// Connects to the very host that another connection went to.
+    pub async fn connect_to(peer: SocketAddr) -> io::Result<Self> {
+        Self::set_up(TcpStream::connect(peer).await?)
+    }
+
+    fn set_up(tcp: TcpStream) -> io::Result<Self> {
+        tcp.set_nodelay(true)?;
+        let keepalive = socket2::TcpKeepalive::new()
+            .with_time(Duration::from_secs(30))
+            .with_interval(Duration::from_secs(10))
+            .with_retries(3);
+        socket2::SockRef::from(&tcp).set_tcp_keepalive(&keepalive)?;
+        Ok(Self::Plain(tcp))
+    }
+
+    /// The peer's address; `None` for a pipe.
+    pub fn peer(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Plain(tcp) => tcp.peer_addr().ok(),
+            Self::Memory(_) => None,
+        }
+    }
+
     /// Reads once into `buffer`; `Ok(0)` is the peer's end. Takes memory only when bytes are there.
     pub fn poll_fill(
         &mut self,
         cx: &mut Context<'_>,
         buffer: &mut Buffer,
+    ) -> Poll<io::Result<usize>> {
+        self.poll_fill_at_most(cx, buffer, usize::MAX)
+    }
+
+    /// As [`Self::poll_fill`], and takes no more than `max` bytes off the socket.
+    fn poll_fill_at_most(
+        &mut self,
+        cx: &mut Context<'_>,
+        buffer: &mut Buffer,
+        max: usize,
     ) -> Poll<io::Result<usize>> {
         if let Self::Plain(tcp) = self {
             ready!(tcp.poll_read_ready(cx))?;
@@ -132,8 +173,8 @@ impl Stream {
             tail.reserve(BUFFER_BYTES);
         }
         let polled = match self {
-            Self::Plain(tcp) => poll_read(Pin::new(tcp), cx, tail),
-            Self::Memory(pipe) => poll_read(Pin::new(pipe), cx, tail),
+            Self::Plain(tcp) => poll_read(Pin::new(tcp), cx, tail, max),
+            Self::Memory(pipe) => poll_read(Pin::new(pipe), cx, tail, max),
         };
         if was_empty && buffer.is_empty() {
             buffer.give_back();
@@ -166,6 +207,11 @@ impl Stream {
         std::future::poll_fn(|cx| self.poll_fill(cx, buffer)).await
     }
 
+    /// As [`Self::fill`], and takes no more than `max` bytes off the socket.
+    pub async fn fill_at_most(&mut self, buffer: &mut Buffer, max: usize) -> io::Result<usize> {
+        std::future::poll_fn(|cx| self.poll_fill_at_most(cx, buffer, max)).await
+    }
+
     /// Writes all of `buffer`. Cancel safety: what was not written is still in `buffer`.
     pub async fn drain(&mut self, buffer: &mut Buffer) -> io::Result<()> {
         std::future::poll_fn(|cx| self.poll_drain(cx, buffer)).await
@@ -176,9 +222,11 @@ fn poll_read(
     stream: Pin<&mut impl AsyncRead>,
     cx: &mut Context<'_>,
     tail: &mut BytesMut,
+    max: usize,
 ) -> Poll<io::Result<usize>> {
     let spare = tail.spare_capacity_mut();
-    let mut read = ReadBuf::uninit(spare);
+    let len = spare.len().min(max);
+    let mut read = ReadBuf::uninit(&mut spare[..len]);
     ready!(stream.poll_read(cx, &mut read))?;
     let n = read.filled().len();
     // SAFETY: `ReadBuf` says that its first `n` bytes, the spare capacity's, are initialised.

@@ -123,21 +123,26 @@ impl<'a> Policy<'a> {
             if matches!(statement.effect, Effect::Transaction(_)) && !is_alone && !self.is_open {
                 return Err(refusals::transaction_control_in_query());
             }
-            if let Access::Write(why) = &statement.access {
-                self.admit_write(statement)?;
-                asked.write.get_or_insert(why);
-            }
             if let Some(what) = &statement.per_shard {
                 asked.per_shard.get_or_insert(what);
                 asked.write.get_or_insert(what);
             }
-            match lasting_effect(&statement.effect) {
-                Lasting::Nothing => asked.has_query = true,
-                // SHOW too: clients ask for in_hot_standby and the like to find the primary.
-                Lasting::InSession => asked.is_primary_only = true,
-                Lasting::OnServer(why) => {
+            if matches!(statement.access, Access::Write(_)) {
+                self.admit_write(statement)?;
+            }
+            match (lasting_effect(&statement.effect), &statement.access) {
+                // SHOW too: clients ask for in_hot_standby and the like to find the primary. What
+                // `set_config` writes is the setting.
+                (Lasting::InSession, _) => asked.is_primary_only = true,
+                (Lasting::OnServer(why), _) => {
                     asked.has_query = true;
                     asked.write.get_or_insert(why);
+                }
+                (Lasting::Nothing, access) => {
+                    asked.has_query = true;
+                    if let Access::Write(why) = access {
+                        asked.write.get_or_insert(why);
+                    }
                 }
             }
             for used in &statement.sharded {
@@ -167,7 +172,7 @@ impl<'a> Policy<'a> {
             })?;
         }
         // A row of an INSERT that has NULL for its hospital would be lost among another's.
-        if has_null && has_key && matches!(statement.access, Access::Write(_)) {
+        if has_null && has_key && !self.is_open && matches!(statement.access, Access::Write(_)) {
             return Err(refusals::null_hospital(&used.relation, &used.column));
         }
         if !has_key {

@@ -18,7 +18,10 @@ mod tests;
 
 pub use decide::decide;
 
+use std::borrow::Cow;
+
 use crate::shard_map::{HospitalId, ShardId};
+use crate::sql;
 use crate::wire::backend::ErrorReply;
 
 /// `[guard] mode`.
@@ -162,7 +165,39 @@ pub trait Values {
     /// Outer `None`: there is no such parameter, as in a simple Query.
     fn param(&self, n: u16) -> Option<(i16, Option<&[u8]>)>;
     /// The value of string literal `slot` of the text.
-    fn literal(&self, slot: u16) -> Option<std::borrow::Cow<'_, str>>;
+    fn literal(&self, slot: u16) -> Option<Cow<'_, str>>;
     /// The text's hint, `/* hospital_id='...' */`; more than one distinct hint is `Err(())`.
+    #[expect(clippy::result_unit_err, reason = "there is one way to fail")]
     fn hint(&self) -> Result<Option<&str>, ()>;
+}
+
+/// [`Values`] of a text with its parameters, if any.
+#[derive(Debug, Clone, Copy)]
+pub struct TextValues<'a> {
+    /// The text's literals and hint.
+    pub lexed: &'a sql::lexer::Lexed<'a>,
+    /// Format code and bytes of each parameter.
+    pub params: &'a [(i16, Option<&'a [u8]>)],
+}
+
+impl Values for TextValues<'_> {
+    fn param(&self, n: u16) -> Option<(i16, Option<&[u8]>)> {
+        self.params.get(usize::from(n).checked_sub(1)?).copied()
+    }
+
+    fn literal(&self, slot: u16) -> Option<Cow<'_, str>> {
+        self.lexed.literal(slot)
+    }
+
+    fn hint(&self) -> Result<Option<&str>, ()> {
+        self.lexed.hint()
+    }
+}
+
+/// The refusal of a text that has no analysis.
+pub fn refuse_text(error: &sql::Error) -> Refusal {
+    match error {
+        sql::Error::Syntax { message, position } => refusals::syntax(message, *position),
+        sql::Error::TooComplex => refusals::too_complex(),
+    }
 }

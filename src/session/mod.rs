@@ -1,1 +1,370 @@
-//! (in the making)
+//! Our end of one client: reads requests, has them routed, runs them on a server, lets it go.
+//!
+//! Owns sequencing only: what a statement means is `sql`'s, where it goes is `route`'s, which
+//! host and connection is `pool`'s. [`Session::run`] is the request loop; `batch` gathers the
+//! extended protocol, `exchange` runs one request on a server, `answer` gives the answers that
+//! need none, `welcome` ends the login, `direct` is a session on one shard. Called by `proxy`.
+
+mod answer;
+mod batch;
+pub mod block;
+pub mod direct;
+pub mod directory;
+mod exchange;
+pub mod login;
+pub mod params;
+pub mod statements;
+pub mod welcome;
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+
+use crate::auth::users::{User, Users};
+use crate::catalog::CatalogStore;
+use crate::config::Config;
+use crate::fleet::Fleet;
+use crate::metrics::Metrics;
+use crate::net::{Buffer, Stream};
+use crate::pool::{Checkout, Pools, UserPools};
+use crate::route::{Bound, SessionView, refusals};
+use crate::shard_map::ShardMap;
+use crate::shard_map::source::MapStore;
+use crate::sql::{Analyzer, Isolation, TransactionModes};
+use crate::wire::backend::ErrorReply;
+use crate::wire::{self, backend, frontend, sqlstate};
+use block::Block;
+use directory::{Client, Directory};
+use params::Ledger;
+use statements::{Names, Statements, Store};
+
+/// Bytes for the client beyond which it must read before more is done for it.
+const OUTPUT_BYTES_MAX: usize = 256 << 10;
+/// Bytes of the client's that are read ahead while a request runs.
+const READ_AHEAD_BYTES: usize = 64 << 10;
+
+/// All that sessions share. Built by `proxy` alone.
+pub struct Services {
+    /// The configuration now.
+    pub config: ArcSwap<Config>,
+    /// The map now.
+    pub map: MapStore,
+    /// The users now.
+    pub users: ArcSwap<Users>,
+    /// What the shards' catalogs say.
+    pub catalog: Arc<CatalogStore>,
+    /// Text to facts.
+    pub analyzer: Analyzer,
+    /// Hosts and their health.
+    pub fleet: Arc<Fleet>,
+    /// Server pools.
+    pub pools: Arc<Pools>,
+    /// Shared prepared statements.
+    pub statements: Store,
+    /// What servers said of startup settings.
+    pub greetings: welcome::Greetings,
+    /// Who is connected.
+    pub directory: Directory,
+    /// Counters.
+    pub metrics: Arc<Metrics>,
+}
+
+/// Why a session ends.
+#[derive(Debug)]
+pub(crate) enum End {
+    /// Terminate, or the client's socket ended.
+    Client,
+    /// This is the last word to the client.
+    Fatal(ErrorReply),
+    /// A server was lost with half a message at the client: nothing sensible can follow.
+    Broken,
+}
+
+/// Our end of a client.
+pub struct Session {
+    services: Arc<Services>,
+    stream: Stream,
+    input: Buffer,
+    output: Buffer,
+    user: Arc<User>,
+    client: Arc<Client>,
+    pools: Arc<UserPools>,
+    ledger: Ledger,
+    /// Meaning of names under the ledger's search_path and role.
+    names: Arc<Names>,
+    /// search_path of a server that nobody has set.
+    default_path: Arc<str>,
+    statements: Statements,
+    block: Block,
+    attached: Option<Box<Attached>>,
+    /// A batch failed without a server: what follows is dropped up to its Sync.
+    is_skipping: bool,
+    /// `Fleet::now` at the outcome of its last write, at first at its login: its reads are as
+    /// fresh as that.
+    written_at: u64,
+    /// Bytes of the client's that are the rest of a CopyData nobody wants.
+    skip_bytes: usize,
+    /// The server of the open transaction died while nothing ran: the next request is told.
+    loss: Option<Box<ErrorReply>>,
+}
+
+/// A server that the session holds.
+pub(crate) struct Attached {
+    checkout: Checkout,
+    bound: Bound,
+    /// The map when the transaction began: it keeps that one to its end.
+    map: Arc<ShardMap>,
+    /// Something in it may have written.
+    is_write: bool,
+    /// Portals of this transaction that have a name, and their statements.
+    portals: Vec<(Box<[u8]>, Arc<statements::Statement>)>,
+    /// When it was borrowed.
+    since: std::time::Instant,
+    /// What the statements under way do to the session, in the order of their replies.
+    effects: std::collections::VecDeque<exchange::Confirmed>,
+}
+
+impl Session {
+    /// The request loop, to the session's end.
+    pub async fn run(mut self) {
+        let end = self.serve().await;
+        if let End::Fatal(reply) = end {
+            self.services.metrics.on_refusal(reply.sqlstate);
+            reply.encode(self.output.tail());
+            // The client may not read: its last word must not hold the session up.
+            let farewell = self.stream.drain(&mut self.output);
+            drop(tokio::time::timeout(std::time::Duration::from_secs(1), farewell).await);
+        }
+        if let Some(attached) = self.attached.take() {
+            Box::pin(exchange::abandon(attached, &self.client)).await;
+        }
+        self.services.directory.leave(&self.client);
+    }
+
+    async fn serve(&mut self) -> End {
+        // The greeting; and what came with the login may be a whole request already.
+        if let Err(end) = Box::pin(self.work()).await {
+            return end;
+        }
+        loop {
+            match self.idle().await {
+                Ok(()) => {}
+                Err(end) => return end,
+            }
+            // Boxed: its state is large, and an idle client shall not carry it.
+            if let Err(end) = Box::pin(self.work()).await {
+                return end;
+            }
+        }
+    }
+
+    /// Waits for bytes of the client; while a server is held, for its bytes too.
+    async fn idle(&mut self) -> Result<(), End> {
+        let client = self.client.clone();
+        if self.attached.is_none() && client.is_killed() {
+            return Err(End::Fatal(refusals::drained()));
+        }
+        let mut woken = std::pin::pin!(client.woken());
+        std::future::poll_fn(|cx| {
+            use std::task::Poll;
+            // The client first: its request is what all else is for.
+            match self.stream.poll_fill(cx, &mut self.input) {
+                Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(Err(End::Client)),
+                Poll::Ready(Ok(_)) => return Poll::Ready(Ok(())),
+                Poll::Pending => {}
+            }
+            if let Some(attached) = &mut self.attached {
+                let server = &mut attached.checkout.server;
+                if let Poll::Ready(read) = server.poll_fill(cx) {
+                    // Its news, or its end, is looked at in `work`.
+                    drop(read);
+                    return Poll::Ready(Ok(()));
+                }
+            } else if woken.as_mut().poll(cx).is_ready() && client.is_killed() {
+                return Poll::Ready(Err(End::Fatal(refusals::drained())));
+            }
+            Poll::Pending
+        })
+        .await
+    }
+
+    /// Handles every whole request in the input.
+    async fn work(&mut self) -> Result<(), End> {
+        if self.attached.is_some() {
+            self.take_server_news().await?;
+        }
+        let limit = self.services.config.load().listen.max_packet_size;
+        loop {
+            if self.output.len() > OUTPUT_BYTES_MAX {
+                self.flush().await?;
+            }
+            if self.skip_bytes > 0 {
+                let n = self.skip_bytes.min(self.input.len());
+                self.input.advance(n);
+                self.skip_bytes -= n;
+            }
+            let Some((tag, total)) = whole_frame(self.input.as_slice(), limit)? else { break };
+            match tag {
+                frontend::tag::QUERY => self.on_query(total).await?,
+                frontend::tag::TERMINATE => return Err(End::Client),
+                // Left over from a COPY that the server has ended (manual: "COPY Operations").
+                frontend::tag::COPY_DATA | frontend::tag::COPY_DONE | frontend::tag::COPY_FAIL => {
+                    self.input.advance(total);
+                }
+                _ if batch::is_member(tag) => {
+                    if !self.on_batch(limit).await? {
+                        break;
+                    }
+                }
+                _ => return Err(End::Fatal(violation(&wire::Error::UnknownTag { tag }))),
+            }
+        }
+        self.flush().await
+    }
+
+    async fn flush(&mut self) -> Result<(), End> {
+        if self.output.is_empty() {
+            return Ok(());
+        }
+        self.stream.drain(&mut self.output).await.map_err(|_| End::Client)
+    }
+
+    /// A simple Query of `total` bytes stands at the front of the input.
+    async fn on_query(&mut self, total: usize) -> Result<(), End> {
+        if self.is_skipping {
+            self.input.advance(total);
+            return Ok(());
+        }
+        if let Some(loss) = self.loss.take()
+            && !self.is_rollback(total)
+        {
+            self.input.advance(total);
+            self.refuse(*loss);
+            return self.finish_refusal().await;
+        }
+        match self.plan_query(total).await {
+            Ok(exchange::Plan::Answered) => {
+                self.input.advance(total);
+                backend::write_ready_for_query(self.output.tail(), self.block.status());
+                Ok(())
+            }
+            Ok(exchange::Plan::Run(run)) => self.run_query(total, run).await,
+            Err(refusal) => {
+                self.input.advance(total);
+                self.refuse(refusal);
+                self.finish_refusal().await
+            }
+        }
+    }
+
+    /// Is the simple Query at the front of the input a ROLLBACK? It needs no word of the loss of
+    /// what it rolls back.
+    fn is_rollback(&self, total: usize) -> bool {
+        let text = &self.input.as_slice()[wire::HEADER_BYTES..total];
+        text.trim_ascii_start().get(..8).is_some_and(|word| word.eq_ignore_ascii_case(b"rollback"))
+    }
+
+    /// What `decide` needs of this session.
+    fn view(&self, config: &Config, attached: Option<Bound>) -> SessionView<'_> {
+        SessionView {
+            rights: &self.user.rights,
+            hospital: self.ledger.hospital(),
+            transaction: attached,
+            block: self.block.view(self.default_modes()),
+            guard: config.guard.mode,
+        }
+    }
+
+    /// Transaction modes that the session's own settings give a BEGIN.
+    fn default_modes(&self) -> TransactionModes {
+        let settings = self.ledger.settings();
+        let isolation = match settings.get("default_transaction_isolation").map(String::as_str) {
+            Some("repeatable read") => Some(Isolation::RepeatableRead),
+            Some("serializable") => Some(Isolation::Serializable),
+            _ => None,
+        };
+        let read_only = settings
+            .get("default_transaction_read_only")
+            .map(|value| matches!(value.as_str(), "on" | "true" | "yes" | "1"));
+        TransactionModes { isolation, read_only, deferrable: None }
+    }
+
+    /// Reads the shards' catalogs again; `true` if they say something new.
+    async fn refresh_catalog(&self) -> bool {
+        let before = self.services.catalog.peek().catalog.version;
+        self.services.catalog.refresh_now().await.catalog.version != before
+    }
+
+    /// The ledger's search_path or role may have changed: names mean something else from now on.
+    fn renew_names(&mut self) {
+        let settings = self.ledger.settings();
+        let path = settings.get("search_path").map_or(&*self.default_path, String::as_str);
+        let role = match settings.get("role").map(String::as_str) {
+            None | Some("none") => settings.get("session_authorization").map(String::as_str),
+            role => role,
+        };
+        let role = role.unwrap_or(&self.user.server.user);
+        if self.names.search_path != path || self.names.role != role {
+            let (search_path, role) = (path.to_owned(), role.to_owned());
+            self.names = Arc::new(Names { search_path, role });
+        }
+    }
+
+    /// A refusal: made real on a server that is in a transaction, else answered here.
+    fn refuse(&mut self, refusal: ErrorReply) {
+        self.services.metrics.on_refusal(refusal.sqlstate);
+        match &mut self.attached {
+            Some(attached) => exchange::make_real(attached, refusal),
+            None => {
+                refusal.encode(self.output.tail());
+                self.block.fail();
+            }
+        }
+    }
+
+    /// Ends a refused simple Query: ReadyForQuery, from the server where one is held.
+    async fn finish_refusal(&mut self) -> Result<(), End> {
+        if self.attached.is_some() {
+            return self.sync_server().await;
+        }
+        backend::write_ready_for_query(self.output.tail(), self.block.status());
+        Ok(())
+    }
+}
+
+/// Tag and length of the frame at the front of `input`, once all of it is there.
+fn whole_frame(input: &[u8], limit: usize) -> Result<Option<(u8, usize)>, End> {
+    match wire::header(input, limit) {
+        Ok(Some(header)) if input.len() >= header.total => Ok(Some((header.tag, header.total))),
+        Ok(_) => Ok(None),
+        Err(error) => Err(End::Fatal(violation(&error))),
+    }
+}
+
+/// The client broke the protocol.
+pub(crate) fn violation(error: &wire::Error) -> ErrorReply {
+    ErrorReply::fatal(sqlstate::PROTOCOL_VIOLATION, format!("protocol violation: {error}"))
+        .with_hint("check the client's driver; the connection is closed")
+}
+
+/// The parser's own words.
+pub(crate) fn syntax_reply(error: &crate::sql::Error) -> ErrorReply {
+    match error {
+        crate::sql::Error::Syntax { message, position } => {
+            let reply = ErrorReply::error(sqlstate::SYNTAX_ERROR, message.clone());
+            ErrorReply { position: *position, ..reply }
+        }
+        crate::sql::Error::TooComplex => {
+            ErrorReply::error(sqlstate::STATEMENT_TOO_COMPLEX, "statement is too complex")
+                .with_hint("nest it less deeply, or split it")
+        }
+    }
+}
+
+/// The SQL text of a Query or Parse, which must be UTF-8.
+fn utf8(sql: &[u8]) -> Result<&str, ErrorReply> {
+    std::str::from_utf8(sql).map_err(|_| {
+        ErrorReply::error("22021", "statement text is not valid UTF-8")
+            .with_hint("use client_encoding UTF8")
+    })
+}

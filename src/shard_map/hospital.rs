@@ -8,8 +8,15 @@
 use uuid::Uuid;
 
 /// A hospital's id: the tenant, and the key of every sharded table.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct HospitalId(pub Uuid);
+
+impl std::hash::Hash for HospitalId {
+    /// As one integer: half the work of sixteen bytes with their length.
+    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
+        state.write_u128(self.0.as_u128());
+    }
+}
 
 impl std::fmt::Display for HospitalId {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -123,8 +130,9 @@ mod tests {
             None => text,
         };
         let mut digits = String::new();
-        for (i, c) in inner.chars().enumerate() {
-            let hyphen_may_be = !digits.is_empty() && digits.len() % 4 == 0 && digits.len() < 32;
+        for (i, c) in inner.char_indices() {
+            let hyphen_may_be =
+                !digits.is_empty() && digits.len().is_multiple_of(4) && digits.len() < 32;
             match c {
                 '-' if hyphen_may_be && !inner[..i].ends_with('-') => {}
                 c if c.is_ascii_hexdigit() => digits.push(c),

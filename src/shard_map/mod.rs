@@ -8,6 +8,7 @@
 
 mod address;
 mod diff;
+mod draft;
 mod hospital;
 mod mint;
 mod parse;

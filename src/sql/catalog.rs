@@ -308,6 +308,29 @@ fn stricter(a: &RelationKind, b: &RelationKind, why: &'static str) -> RelationKi
 }
 
 impl Declared {
+    /// From the shard map's `schema.table` names and `[guard] safe_functions`. A name without a
+    /// schema is one of `public`.
+    pub fn new(
+        key_column: &str,
+        key_tables: &[(String, String)],
+        reference: &[String],
+        safe_functions: &[String],
+        is_one_shard: bool,
+    ) -> Self {
+        let split = |name: &str| {
+            let (schema, name) = name.split_once('.').unwrap_or(("public", name));
+            (schema.to_owned(), name.to_owned())
+        };
+        let key_tables = key_tables.iter();
+        Self {
+            key_column: key_column.to_owned(),
+            key_tables: key_tables.map(|(name, column)| (split(name), column.clone())).collect(),
+            reference: reference.iter().map(|name| split(name)).collect(),
+            safe_functions: safe_functions.to_vec(),
+            is_one_shard,
+        }
+    }
+
     fn is_reference(&self, fact: &RelationFact) -> bool {
         self.reference.iter().any(|(schema, name)| (schema, name) == (&fact.schema, &fact.name))
     }

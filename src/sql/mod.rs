@@ -11,12 +11,14 @@ mod cache;
 pub mod catalog;
 pub mod functions;
 pub mod lexer;
+mod schema;
 
 use std::sync::Arc;
 
 pub use catalog::{
     Catalog, Declared, FunctionFact, FunctionKind, Relation, RelationFact, RelationKind, ShardFacts,
 };
+pub use schema::schema_facts;
 
 /// All statements of one text, in order. Cached and shared.
 #[derive(Debug, Clone, Default, PartialEq)]

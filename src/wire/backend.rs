@@ -148,11 +148,14 @@ fn text(text: &str) -> Cow<'_, str> {
     Cow::Borrowed(text.split('\0').next().unwrap_or_default())
 }
 
-/// Appends `message`. The encoders that are used here write into memory and have nothing to
-/// refuse: the one fallible part, a cancel key's length, is checked by its caller.
+/// Appends `message`, or nothing of it: pgwire refuses what libpq would take for a broken stream
+/// (over 30,000 bytes but for rows, errors and the like). Of our own messages only a
+/// ParameterStatus could be that long, and it is better not told.
 fn put(out: &mut BytesMut, message: impl Message) {
-    let encoded = message.encode(out);
-    debug_assert!(encoded.is_ok(), "{encoded:?}");
+    let before = out.len();
+    if message.encode(out).is_err() {
+        out.truncate(before);
+    }
 }
 
 /// Appends ReadyForQuery.

@@ -256,6 +256,17 @@ fn an_error_reply_has_the_fields_that_drivers_read() {
 }
 
 #[test]
+fn what_no_client_could_read_is_not_sent() {
+    let out = written(|out| {
+        backend::write_parameter_status(out, "search_path", &"x".repeat(30_000));
+        backend::write_parse_complete(out);
+    });
+    assert_eq!(body(&out, b'1'), b"");
+    let out = written(|out| ErrorReply::error("XX000", "x".repeat(30_000)).encode(out));
+    assert!(out.len() > 30_000);
+}
+
+#[test]
 fn errors_of_servers_may_lack_any_field() {
     for (bytes, sqlstate, fatal) in [
         (&b"\0"[..], "XX000", false),

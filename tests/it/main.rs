@@ -1,1 +1,20 @@
-//! All integration tests, one binary.
+//! All integration tests, one binary: one module per topic.
+
+mod support;
+
+mod catalog;
+mod cli_offline;
+mod demo;
+mod drivers;
+mod failures;
+mod fleet;
+mod local;
+mod login_transcripts;
+mod operations;
+mod protocol;
+mod refusals;
+mod route_command;
+mod route_golden;
+mod routing;
+mod server_login;
+mod tidy;

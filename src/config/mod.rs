@@ -1,16 +1,23 @@
 //! The configuration file: what every key means, its unit and its default.
 //!
-//! The structs are the reference: `config/reference.toml` is kept equal to their defaults by a
-//! test. Parsing and validation are pure; only [`Config::load`] reads a file. All problems are
-//! reported at once, with file, line and column. Names are PgBouncer's where the meaning is
-//! (then seconds, fractions allowed); pgward's own keys carry their unit.
+//! The structs are the reference: `config/reference.toml` is made from their docs and defaults by
+//! a test. Parsing and validation are pure; only [`Config::load`] and [`Health::probe_secret`]
+//! look at files and the environment. All problems are reported at once, with file, line and
+//! column. Names are PgBouncer's where the meaning is (then seconds, fractions allowed); pgward's
+//! own keys carry their unit. A [`Config`] that these return can be used without further checks.
 
+mod validate;
+
+use std::io;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::document::{self, LoadError, Problems};
 use crate::route::GuardMode;
+
+pub use validate::WORKER_THREADS_MAX;
 
 /// The whole file, `pgward.toml`.
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
@@ -50,7 +57,7 @@ pub struct Listen {
     pub listen_port: u16,
     /// Clients that may be connected at once; one more gets 53300.
     pub max_client_conn: usize,
-    /// Seconds from the first byte to ReadyForQuery; then the connection is dropped.
+    /// Seconds from connecting to ReadyForQuery; then the connection is dropped.
     pub client_login_timeout: f64,
     /// Connections of one address that may be logging in at once.
     pub max_logins_per_address: usize,
@@ -87,7 +94,7 @@ pub enum AuthType {
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Pool {
-    /// When a server goes back to its pool. Only `transaction` so far.
+    /// When a server goes back to its pool. Only `transaction` is available yet.
     pub pool_mode: PoolMode,
     /// Server connections to the primary of a shard, per server user.
     pub default_pool_size: usize,
@@ -109,6 +116,9 @@ pub struct Pool {
     pub max_hospital_share: f64,
     /// Prepared statements kept on each server connection; 0 keeps none beyond its client's.
     pub max_prepared_statements: usize,
+    /// Times that a text is parsed without a name before servers keep it as a prepared statement,
+    /// which saves them parsing and planning it; 0: never.
+    pub server_prepare_threshold: u32,
     /// Prepared statements that one client may hold.
     pub max_client_statements: usize,
     /// Clients that may wait for one pool; one more gets 53300.
@@ -181,7 +191,8 @@ pub enum ReplicaChoice {
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize, Default)]
 #[serde(deny_unknown_fields, default)]
 pub struct Guard {
-    /// What a statement on sharded tables must name.
+    /// What a statement on sharded tables must name. `strict`: its hospital, always. `route`: the
+    /// session's hospital or a hint will do. (`rls` is not available yet.)
     pub mode: GuardMode,
     /// User functions (`schema.name`) that neither write, nor change settings, nor read another
     /// hospital's rows.
@@ -200,9 +211,9 @@ pub struct Health {
     pub probe_timeout_ms: u64,
     /// Server user of probes and catalog reads.
     pub probe_user: String,
-    /// Environment variable that holds the probe user's secret; empty where it needs none.
+    /// Environment variable that holds the probe user's secret; empty: see the file.
     pub probe_secret_env: String,
-    /// File that holds the probe user's secret; empty where it needs none.
+    /// File that holds the probe user's secret, relative to this one; empty: it needs none.
     pub probe_secret_file: PathBuf,
     /// Seconds between reads of the shards' catalogs.
     pub catalog_refresh_s: u64,
@@ -300,6 +311,7 @@ impl Default for Pool {
             server_login_retry: 1.0,
             max_hospital_share: 0.5,
             max_prepared_statements: 200,
+            server_prepare_threshold: 0,
             max_client_statements: 10_000,
             max_waiting: 20_000,
             cancel_wait_timeout: 10.0,
@@ -340,3 +352,71 @@ impl Default for Log {
         Self { level: "info".into(), format: LogFormat::Json }
     }
 }
+
+impl Config {
+    /// Reads the configuration in `text`; `file` is how problems name it. Paths stay as written.
+    pub fn parse(file: &str, text: &str) -> Result<Self, Problems> {
+        validate::parse(file, text, |_, _| ())
+    }
+
+    /// Reads the configuration in `path`: paths in it are relative to it, and the secrets that it
+    /// names must be there.
+    pub fn load(path: &Path) -> Result<Self, LoadError> {
+        let text = document::read(path)?;
+        let folder = path.parent().unwrap_or(Path::new(""));
+        let file = path.display().to_string();
+        Ok(validate::parse(&file, &text, |config, checks| {
+            config.resolve(folder);
+            if let Err(error) = config.health.probe_secret() {
+                checks.secret(&error);
+            }
+        })?)
+    }
+
+    fn resolve(&mut self, folder: &Path) {
+        let paths = [&mut self.shard_map, &mut self.users, &mut self.health.probe_secret_file];
+        for path in paths.into_iter().filter(|path| !path.as_os_str().is_empty()) {
+            *path = folder.join(&*path); // an absolute path stays as it is
+        }
+    }
+}
+
+impl Health {
+    /// The probe user's secret; `None` where it needs none. The error names what is missing.
+    pub fn probe_secret(&self) -> io::Result<Option<String>> {
+        if !self.probe_secret_env.is_empty() {
+            let name = &self.probe_secret_env;
+            return match std::env::var(name) {
+                Ok(secret) if !secret.is_empty() => Ok(Some(secret)),
+                _ => Err(io::Error::other(format!("the environment has no secret in {name}"))),
+            };
+        }
+        if self.probe_secret_file.as_os_str().is_empty() {
+            return Ok(None);
+        }
+        let path = &self.probe_secret_file;
+        let words = |error| io::Error::other(format!("cannot read {}: {error}", path.display()));
+        let text = std::fs::read_to_string(path).map_err(words)?;
+        match text.trim_end_matches(['\r', '\n']) {
+            "" => Err(io::Error::other(format!("{} is empty", path.display()))),
+            secret => Ok(Some(secret.to_owned())),
+        }
+    }
+}
+
+impl Routing {
+    /// What is wrong with `region` where the shard map has `regions`.
+    pub fn region_problem(&self, regions: &[String]) -> Option<String> {
+        let unknown = !self.region.is_empty() && !regions.contains(&self.region);
+        unknown.then(|| {
+            format!(
+                "[routing] region `{}` is not in the shard map, which has: {}",
+                self.region,
+                regions.join(", ")
+            )
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,44 @@
+# The only door: `make demo` shows pgward at work, `make test` proves it. A fresh Debian machine
+# with git, make and cargo is enough: the rest is installed, or named where that can't be done.
+
+CARGO ?= cargo
+export QUICK
+
+.PHONY: help demo test check bench fuzz build fmt clean
+
+help: ## Say what there is
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+
+demo: ## Four local Postgres shards with replicas behind pgward, to try it out
+	@.ci/need cargo cc libclang postgres
+	$(CARGO) run --locked -- demo
+
+test: ## All tests, against real Postgres
+	@.ci/need cargo cc libclang postgres psycopg
+	$(CARGO) test --locked
+
+check: ## What must pass before merging: format, lints, licences, tests
+	@.ci/need cargo cc libclang
+	$(CARGO) fmt --check
+	$(CARGO) clippy --locked --all-targets -- -D warnings
+	@if command -v cargo-deny >/dev/null; then $(CARGO) deny --log-level error check; \
+	else echo "licences and advisories: not checked, cargo-deny is not installed"; fi
+	$(MAKE) test
+
+bench: ## CPU per transaction beside PgBouncer (QUICK=1: two minutes)
+	@.ci/need cargo cc libclang postgres pgbouncer valgrind strace
+	$(CARGO) bench --locked --bench '*'
+
+fuzz: ## The property tests, two hundred times longer
+	@.ci/need cargo cc libclang
+	PROPTEST_CASES=50000 $(CARGO) test --locked --lib
+
+build: ## The release binary, target/release/pgward
+	@.ci/need cargo cc libclang
+	$(CARGO) build --locked --release
+
+fmt: ## Format the code
+	$(CARGO) fmt
+
+clean: ## Remove what was built
+	$(CARGO) clean

@@ -1,0 +1,321 @@
+//! Text to a [`Config`] that is valid by construction, with all problems at once.
+//!
+//! serde knows the keys and their types but stops at the first error, so each key is deserialized
+//! by itself first. Then come the checks that types can't make.
+
+use std::io;
+use std::net::IpAddr;
+use std::ops::RangeInclusive;
+
+use serde::Deserialize;
+use toml::de::{DeTable, DeValue, Deserializer};
+
+use crate::document::{self, Problems, Report, Spanned};
+use crate::route::GuardMode;
+
+use super::{Config, Consistency, Health, Listen, Pool, PoolMode, Routing};
+
+/// Most threads that `worker_threads` may ask for.
+pub const WORKER_THREADS_MAX: usize = 1024;
+/// About 30 years: what `Duration` and timers surely take.
+const SECONDS_MAX: f64 = 1e9;
+/// Clients, servers, statements: more is a typing error.
+const COUNT_MAX: u64 = 10_000_000;
+const BYTES_MAX: u64 = 1 << 40;
+const INTERVAL_MS_MAX: u64 = 3_600_000;
+/// Postgres's own limit of a message is 1 GB; less than a page carries no statement.
+const PACKET_BYTES: RangeInclusive<u64> = 4096..=(1 << 30);
+/// Freshness samples cost a query each.
+const FRESHNESS_INTERVAL_MS_MIN: u64 = 10;
+/// More would make a login take seconds of CPU.
+const SCRAM_ITERATIONS: RangeInclusive<u64> = 1..=10_000_000;
+const LOG_LEVELS: [&str; 5] = ["error", "warn", "info", "debug", "trace"];
+
+/// Reads `text`; `more` may change the configuration and check more, before problems are told.
+pub(super) fn parse(
+    file: &str,
+    text: &str,
+    more: impl FnOnce(&mut Config, &Checks<'_>),
+) -> Result<Config, Problems> {
+    let (report, root) = document::parse(file, text)?;
+    let good = readable_keys(&report, root.get_ref());
+    let mut config = deserialize(good).unwrap_or_else(|error| {
+        report.at(&error.span().unwrap_or_default(), error.message());
+        Config::default()
+    });
+    let checks = Checks { report: &report, root: root.get_ref() };
+    checks.all(&config);
+    more(&mut config, &checks);
+    report.finish(config)
+}
+
+/// The keys that are known and of the right type; the others are reported.
+fn readable_keys<'t>(report: &Report<'_>, root: &DeTable<'t>) -> DeTable<'t> {
+    let mut good = DeTable::new();
+    for (name, value) in root.iter() {
+        let one = |value: DeValue<'t>, span| {
+            DeTable::from_iter([(name.clone(), Spanned::new(span, value))])
+        };
+        let as_section = deserialize(one(DeValue::Table(DeTable::new()), value.span()));
+        let DeValue::Table(section) = value.get_ref() else {
+            if as_section.is_ok() {
+                let message = format!("`{0}` is a section: write [{0}]", name.get_ref());
+                report.at(&name.span(), message);
+            } else if is_readable(
+                report,
+                name.get_ref(),
+                one(value.get_ref().clone(), value.span()),
+            ) {
+                good.insert(name.clone(), value.clone());
+            }
+            continue;
+        };
+        // Without keys, so that an unknown section is told once.
+        if !is_readable(report, name.get_ref(), one(DeValue::Table(DeTable::new()), value.span())) {
+            continue;
+        }
+        let kept = section.iter().filter(|(key, item)| {
+            let only = DeTable::from_iter([((*key).clone(), (*item).clone())]);
+            is_readable(report, key.get_ref(), one(DeValue::Table(only), value.span()))
+        });
+        let kept = kept.map(|(key, item)| (key.clone(), item.clone())).collect();
+        good.insert(name.clone(), Spanned::new(value.span(), DeValue::Table(kept)));
+    }
+    good
+}
+
+/// Whether `only`, a document with one key, is a configuration.
+fn is_readable(report: &Report<'_>, key: &str, only: DeTable<'_>) -> bool {
+    let Err(error) = deserialize(only) else { return true };
+    let message = match error.message() {
+        message if message.starts_with("unknown field") => message.to_owned(),
+        message => format!("`{key}`: {message}"),
+    };
+    report.at(&error.span().unwrap_or_default(), message);
+    false
+}
+
+fn deserialize(table: DeTable<'_>) -> Result<Config, toml::de::Error> {
+    Config::deserialize(Deserializer::from(Spanned::new(0..0, table)))
+}
+
+/// The checks that types can't make.
+pub(super) struct Checks<'a> {
+    report: &'a Report<'a>,
+    root: &'a DeTable<'a>,
+}
+
+impl Checks<'_> {
+    fn all(&self, config: &Config) {
+        let files = [("shard_map", &config.shard_map), ("users", &config.users)];
+        for (key, _) in files.iter().filter(|(_, path)| path.as_os_str().is_empty()) {
+            self.wrong("", key, "names no file");
+        }
+        self.listen(&config.listen);
+        let iterations = u64::from(config.auth.scram_iterations);
+        self.within("auth", "scram_iterations", iterations, SCRAM_ITERATIONS);
+        self.pool(&config.pool);
+        self.routing(&config.routing, &config.health);
+        self.guard(config);
+        self.health(&config.health);
+        self.names("admin", "admin_users", &config.admin.admin_users);
+        self.names("admin", "stats_users", &config.admin.stats_users);
+        if !LOG_LEVELS.contains(&config.log.level.as_str()) {
+            self.wrong("log", "level", &format!("must be one of {}", LOG_LEVELS.join(", ")));
+        }
+        let (ip, port) = (config.listen.listen_addr, config.listen.listen_port);
+        if port != 0 && config.metrics.address.is_some_and(|a| a.port() == port && same(a.ip(), ip))
+        {
+            self.wrong("metrics", "address", "is where clients connect: take another port");
+        }
+    }
+
+    fn listen(&self, listen: &Listen) {
+        let Listen {
+            listen_addr,
+            listen_port: _,
+            max_client_conn,
+            client_login_timeout,
+            max_logins_per_address,
+            worker_threads,
+            insecure,
+            max_packet_size,
+        } = listen;
+        if !listen_addr.is_loopback() && !insecure {
+            let message = "is beyond loopback, and there is no TLS yet: passwords and health \
+                           records would go in the clear. Where the network is trusted, say \
+                           `insecure = true`";
+            self.wrong("listen", "listen_addr", message);
+        }
+        self.count("listen", "max_client_conn", *max_client_conn, 1);
+        self.seconds("listen", "client_login_timeout", *client_login_timeout, Zero::Refused);
+        self.count("listen", "max_logins_per_address", *max_logins_per_address, 1);
+        let threads = 0..=WORKER_THREADS_MAX as u64;
+        self.within("listen", "worker_threads", *worker_threads as u64, threads);
+        self.within("listen", "max_packet_size", *max_packet_size as u64, PACKET_BYTES);
+    }
+
+    fn pool(&self, pool: &Pool) {
+        let Pool {
+            pool_mode,
+            default_pool_size,
+            replica_pool_size,
+            min_pool_size,
+            query_wait_timeout,
+            server_lifetime,
+            server_idle_timeout,
+            server_connect_timeout,
+            server_login_retry,
+            max_hospital_share,
+            max_prepared_statements,
+            server_prepare_threshold: _, // any number is good
+            max_client_statements,
+            max_waiting,
+            cancel_wait_timeout,
+        } = pool;
+        if *pool_mode != PoolMode::Transaction {
+            self.wrong("pool", "pool_mode", "can only be \"transaction\": the others come later");
+        }
+        self.count("pool", "default_pool_size", *default_pool_size, 1);
+        self.count("pool", "replica_pool_size", *replica_pool_size, 0);
+        self.count("pool", "min_pool_size", *min_pool_size, 0);
+        if min_pool_size > default_pool_size {
+            self.wrong("pool", "min_pool_size", "is more than `default_pool_size`");
+        }
+        self.seconds("pool", "query_wait_timeout", *query_wait_timeout, Zero::Fine);
+        self.seconds("pool", "server_lifetime", *server_lifetime, Zero::Fine);
+        self.seconds("pool", "server_idle_timeout", *server_idle_timeout, Zero::Fine);
+        self.seconds("pool", "server_connect_timeout", *server_connect_timeout, Zero::Refused);
+        self.seconds("pool", "server_login_retry", *server_login_retry, Zero::Fine);
+        self.seconds("pool", "cancel_wait_timeout", *cancel_wait_timeout, Zero::Fine);
+        if !(*max_hospital_share > 0.0 && *max_hospital_share <= 1.0) {
+            self.wrong("pool", "max_hospital_share", "must be more than 0 and at most 1");
+        }
+        self.count("pool", "max_prepared_statements", *max_prepared_statements, 0);
+        self.count("pool", "max_client_statements", *max_client_statements, 1);
+        self.count("pool", "max_waiting", *max_waiting, 1);
+    }
+
+    fn routing(&self, routing: &Routing, health: &Health) {
+        let Routing {
+            consistency,
+            max_replica_lag_ms,
+            replica_choice: _,
+            region: _, // against the map: `Routing::region_problem`
+            batch_bytes_max,
+            cache_bytes_max,
+            cache_text_bytes_max,
+        } = routing;
+        // Answers count for two intervals, and one takes a while to come.
+        let enough =
+            max_replica_lag_ms.saturating_mul(2) >= health.freshness_interval_ms.saturating_mul(5);
+        if *consistency == Consistency::Bounded && !enough {
+            let message = "must be at least 2.5 times `freshness_interval_ms`, or no replica is \
+                           ever known to be that fresh";
+            self.wrong("routing", "max_replica_lag_ms", message);
+        }
+        self.within("routing", "batch_bytes_max", *batch_bytes_max as u64, 1024..=BYTES_MAX);
+        self.within("routing", "cache_bytes_max", *cache_bytes_max as u64, 1..=BYTES_MAX);
+        let text_bytes_max = *cache_text_bytes_max as u64;
+        self.within("routing", "cache_text_bytes_max", text_bytes_max, 1..=BYTES_MAX);
+        if cache_text_bytes_max > cache_bytes_max {
+            self.wrong("routing", "cache_text_bytes_max", "is more than `cache_bytes_max`");
+        }
+    }
+
+    fn guard(&self, config: &Config) {
+        if config.guard.mode == GuardMode::Rls {
+            let message = "can't be \"rls\" yet: use \"strict\" or \"route\"";
+            self.wrong("guard", "mode", message);
+        }
+        for name in &config.guard.safe_functions {
+            let parts: Vec<&str> = name.split('.').collect();
+            if parts.len() != 2 || parts.iter().any(|part| part.is_empty()) {
+                let message = format!("must name functions as schema.name, not `{name}`");
+                self.wrong("guard", "safe_functions", &message);
+            }
+        }
+    }
+
+    fn health(&self, health: &Health) {
+        let Health {
+            health_interval_ms,
+            freshness_interval_ms,
+            probe_timeout_ms,
+            probe_user,
+            probe_secret_env,
+            probe_secret_file,
+            catalog_refresh_s,
+        } = health;
+        self.within("health", "health_interval_ms", *health_interval_ms, 1..=INTERVAL_MS_MAX);
+        let freshness = FRESHNESS_INTERVAL_MS_MIN..=INTERVAL_MS_MAX;
+        self.within("health", "freshness_interval_ms", *freshness_interval_ms, freshness);
+        self.within("health", "probe_timeout_ms", *probe_timeout_ms, 1..=INTERVAL_MS_MAX);
+        self.within("health", "catalog_refresh_s", *catalog_refresh_s, 1..=SECONDS_MAX as u64);
+        if probe_user.is_empty() {
+            self.wrong("health", "probe_user", "needs a name");
+        }
+        if !probe_secret_env.is_empty() && !probe_secret_file.as_os_str().is_empty() {
+            let message = "and `probe_secret_env` both name the secret: leave one empty";
+            self.wrong("health", "probe_secret_file", message);
+        }
+    }
+
+    /// The secret of probes isn't there.
+    pub(super) fn secret(&self, error: &io::Error) {
+        let table = self.root.get("health").and_then(|health| health.get_ref().as_table());
+        let by_file = table.is_some_and(|table| table.contains_key("probe_secret_file"));
+        let by_env = table.is_some_and(|table| table.contains_key("probe_secret_env"));
+        let key = if by_file && !by_env { "probe_secret_file" } else { "probe_secret_env" };
+        self.wrong("health", key, &format!("is not usable: {error}"));
+    }
+
+    fn names(&self, section: &str, key: &str, names: &[String]) {
+        if names.iter().any(String::is_empty) {
+            self.wrong(section, key, "has an empty name");
+        }
+    }
+
+    fn count(&self, section: &str, key: &str, value: usize, least: u64) {
+        self.within(section, key, value as u64, least..=COUNT_MAX);
+    }
+
+    fn within(&self, section: &str, key: &str, value: u64, range: RangeInclusive<u64>) {
+        if !range.contains(&value) {
+            let (low, high) = range.into_inner();
+            self.wrong(section, key, &format!("must be from {low} to {high}, not {value}"));
+        }
+    }
+
+    fn seconds(&self, section: &str, key: &str, value: f64, zero: Zero) {
+        let message = match zero {
+            _ if !(0.0..=SECONDS_MAX).contains(&value) => "must be seconds from 0 to 1000000000",
+            Zero::Refused if value == 0.0 => "can't be 0: it must end some time",
+            _ => return,
+        };
+        self.wrong(section, key, message);
+    }
+
+    /// Reports `key`, where it stands, else where its section does.
+    fn wrong(&self, section: &str, key: &str, message: &str) {
+        let (table, fallback) = match self.root.get(section) {
+            _ if section.is_empty() => (Some(self.root), 0..0),
+            Some(found) => (found.get_ref().as_table(), found.span()),
+            None => (None, 0..0),
+        };
+        let span = table.and_then(|table| table.get(key)).map_or(fallback, Spanned::span);
+        self.report.at(&span, format!("`{key}` {message}"));
+    }
+}
+
+/// What 0 means for a time-out.
+#[derive(Clone, Copy)]
+enum Zero {
+    Fine,
+    Refused,
+}
+
+/// Would they take each other's port?
+fn same(a: IpAddr, b: IpAddr) -> bool {
+    a == b || a.is_unspecified() || b.is_unspecified()
+}

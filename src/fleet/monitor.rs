@@ -1,0 +1,255 @@
+//! Asking the hosts: one control connection each, a question per interval, answers to `ShardState`.
+//!
+//! Each host has a task: connect, ask, wait, ask again. Whatever goes wrong, from a refused connect
+//! to a late answer, makes the host unknown at once and is tried again, slower each time. The
+//! questions are spread over the interval so that three hundred hosts don't answer in one moment.
+//!
+//! The probe user needs LOGIN and no right beyond; with `pg_read_all_stats` (or `pg_monitor`) it
+//! also sees the timeline that a replica receives, so that replicas serve again right after a
+//! failover instead of after their next restartpoint. Works on PostgreSQL 13 to 18.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, timeout};
+use tokio_postgres::error::SqlState;
+use tokio_postgres::tls::NoTlsStream;
+use tokio_postgres::types::PgLsn;
+use tokio_postgres::{Client, NoTls, Statement};
+
+use super::health::{Answer, end_of_records};
+use super::{FleetSettings, ShardState};
+use crate::shard_map::Address;
+
+/// Longest pause between connects to a host that doesn't answer.
+const BACKOFF_MAX: Duration = Duration::from_secs(1);
+/// Pause after a refused login: no use in asking more often, and servers log each one.
+const BACKOFF_LOGIN: Duration = Duration::from_secs(10);
+
+/// Asked once per connection: what can't change while a server runs.
+const IDENTITY: &str = "SELECT system_identifier,
+    pg_catalog.current_setting('wal_block_size')::int8,
+    pg_catalog.pg_size_bytes(pg_catalog.current_setting('wal_segment_size'))
+    FROM pg_catalog.pg_control_system()";
+
+/// Asked every interval. `r` is read once, and promotion is one way, so no arm can fail. A
+/// replica's timeline is the highest that anything tells of it: the control file lags behind.
+const PROBE: &str = "SELECT r,
+    CASE WHEN r THEN pg_catalog.pg_last_wal_replay_lsn()
+         ELSE pg_catalog.pg_current_wal_insert_lsn() END,
+    CASE WHEN r THEN greatest(
+             (SELECT received_tli FROM pg_catalog.pg_stat_wal_receiver),
+             (SELECT min_recovery_end_timeline FROM pg_catalog.pg_control_recovery()),
+             (SELECT timeline_id FROM pg_catalog.pg_control_checkpoint()))
+         ELSE ('x' || pg_catalog.substr(pg_catalog.pg_walfile_name(
+             pg_catalog.pg_current_wal_lsn()), 1, 8))::bit(32)::int4 END
+    FROM (SELECT pg_catalog.pg_is_in_recovery() AS r OFFSET 0) AS s";
+
+/// Why a host gave no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// No answer in time.
+    #[error("timed out")]
+    TimedOut,
+    /// The server refused; its SQLSTATE only, since its words may hold anything.
+    #[error("refused with SQLSTATE {}", .0.code())]
+    Refused(SqlState),
+    /// No connection, or it broke.
+    #[error("{0}")]
+    Broken(String),
+    /// It answered what no Postgres answers.
+    #[error("unexpected answer")]
+    Unexpected,
+}
+
+impl From<tokio_postgres::Error> for Error {
+    fn from(error: tokio_postgres::Error) -> Self {
+        if let Some(state) = error.code() {
+            return Self::Refused(state.clone());
+        }
+        let source = std::error::Error::source(&error).map(|source| format!(": {source}"));
+        Self::Broken(format!("{error}{}", source.unwrap_or_default()))
+    }
+}
+
+/// A control connection's other half: it must be polled for the client to get answers.
+pub type Carrier = tokio_postgres::Connection<tokio_postgres::Socket, NoTlsStream>;
+
+/// Opens a control connection: read-only, with a fixed search_path and a statement timeout. Used
+/// for probes and for reading catalogs, through [`carried`].
+pub async fn connect(
+    address: &Address,
+    database: &str,
+    settings: &FleetSettings,
+    statement_timeout: Duration,
+) -> Result<(Client, Carrier), Error> {
+    let mut config = tokio_postgres::Config::new();
+    config
+        .host(&address.host)
+        .port(address.port)
+        .dbname(database)
+        .user(&settings.user)
+        .application_name("pgward")
+        .connect_timeout(settings.probe_timeout)
+        .options(format!(
+            "-c default_transaction_read_only=on -c search_path=pg_catalog -c jit=off \
+             -c statement_timeout={}",
+            statement_timeout.as_millis()
+        ));
+    if let Some(secret) = &settings.secret {
+        config.password(secret);
+    }
+    let connecting = timeout(settings.probe_timeout, config.connect(NoTls));
+    Ok(connecting.await.map_err(|_| Error::TimedOut)??)
+}
+
+/// Runs `work` over its connection, in one task: two would wake each other for every answer. Ends
+/// as soon as the connection does.
+pub async fn carried<T, E: From<Error>>(
+    carrier: Carrier,
+    work: impl Future<Output = Result<T, E>>,
+) -> Result<T, E> {
+    // Work first: what it got before the connection ended counts.
+    tokio::select! {
+        biased;
+        done = work => done,
+        ended = carrier => Err(match ended {
+            Ok(()) => Error::Broken("connection closed".into()),
+            Err(error) => error.into(),
+        }
+        .into()),
+    }
+}
+
+/// The tasks that ask one shard's hosts. They end when this is dropped.
+pub(super) struct Probing {
+    tasks: Vec<JoinHandle<()>>,
+}
+
+impl Probing {
+    pub(super) fn start(state: &Arc<ShardState>, settings: &Arc<FleetSettings>) -> Self {
+        let tasks = (0..state.addresses().len())
+            .map(|host| tokio::spawn(watch(state.clone(), host, settings.clone())))
+            .collect();
+        Self { tasks }
+    }
+}
+
+impl Drop for Probing {
+    fn drop(&mut self) {
+        self.tasks.iter().for_each(|task| task.abort());
+    }
+}
+
+async fn watch(state: Arc<ShardState>, host: usize, settings: Arc<FleetSettings>) {
+    let mut failures = 0u32;
+    loop {
+        // The first connect after a lost connection comes at once: most often the server restarted
+        // or somebody closed idle connections.
+        let began = Instant::now();
+        let error = match probe(&state, host, &settings, &mut failures).await {
+            Ok(never) => match never {},
+            Err(error) => error,
+        };
+        let pause = backoff(&error, failures, &settings);
+        state.on_silence(host, error.to_string());
+        failures = failures.saturating_add(1);
+        let until = began + pause;
+        // A refused login is not asked again on a mere hint.
+        tokio::select! {
+            biased;
+            () = state.poked(host), if pause < BACKOFF_LOGIN => {}
+            () = tokio::time::sleep_until(until) => {}
+        }
+    }
+}
+
+fn backoff(error: &Error, failures: u32, settings: &FleetSettings) -> Duration {
+    let is_login = matches!(error, Error::Refused(state)
+        if *state == SqlState::INVALID_PASSWORD || state.code().starts_with("28"));
+    if is_login {
+        return BACKOFF_LOGIN;
+    }
+    let first = settings.freshness_interval.min(settings.health_interval);
+    let pause = first.saturating_mul(1 << failures.min(10)).min(BACKOFF_MAX);
+    pause.mul_f64(0.75 + 0.25 * rand::random::<f64>())
+}
+
+/// Connects and asks until something goes wrong.
+async fn probe(
+    state: &ShardState,
+    host: usize,
+    settings: &FleetSettings,
+    failures: &mut u32,
+) -> Result<Infallible, Error> {
+    let limit = settings.probe_timeout;
+    let address = &state.addresses()[host];
+    let (client, carrier) = connect(address, state.database(), settings, limit).await?;
+    let asking = async {
+        let opening = timeout(limit, Control::open(client));
+        let control = opening.await.map_err(|_| Error::TimedOut)??;
+        *failures = 0;
+        control.ask_for_ever(state, host, settings).await
+    };
+    carried(carrier, asking).await
+}
+
+/// A control connection whose server has said who it is.
+struct Control {
+    client: Client,
+    question: Statement,
+    system: u64,
+    block_bytes: u64,
+    segment_bytes: u64,
+}
+
+impl Control {
+    async fn open(client: Client) -> Result<Self, Error> {
+        let identity = client.query_one(IDENTITY, &[]).await?;
+        let question = client.prepare(PROBE).await?;
+        let number = |column| identity.try_get::<_, i64>(column).map(|n| n as u64);
+        let (system, block_bytes, segment_bytes) = (number(0)?, number(1)?, number(2)?);
+        Ok(Self { client, question, system, block_bytes, segment_bytes })
+    }
+
+    /// Asks once per interval, at times that are the interval apart whatever an answer takes.
+    async fn ask_for_ever(
+        self,
+        state: &ShardState,
+        host: usize,
+        settings: &FleetSettings,
+    ) -> Result<Infallible, Error> {
+        loop {
+            let began = Instant::now();
+            let sent_at = state.now();
+            let asking = timeout(settings.probe_timeout, self.ask());
+            let answer = asking.await.map_err(|_| Error::TimedOut)??;
+            state.on_answer(host, answer, sent_at);
+            let interval = Duration::from_nanos(state.interval());
+            // Early rather than late: an answer counts for two intervals.
+            let pause = interval.mul_f64(0.8 + 0.2 * rand::random::<f64>());
+            tokio::select! {
+                biased;
+                () = state.poked(host) => {}
+                () = tokio::time::sleep_until(began + pause) => {}
+            }
+        }
+    }
+
+    async fn ask(&self) -> Result<Answer, Error> {
+        let row = self.client.query_one(&self.question, &[]).await?;
+        let is_in_recovery: bool = row.try_get(0)?;
+        let lsn: Option<PgLsn> = row.try_get(1)?;
+        let timeline: Option<i32> = row.try_get(2)?;
+        let (Some(lsn), Some(timeline)) = (lsn, timeline) else { return Err(Error::Unexpected) };
+        let lsn = u64::from(lsn);
+        let lsn = if is_in_recovery {
+            lsn
+        } else {
+            end_of_records(lsn, self.block_bytes, self.segment_bytes)
+        };
+        Ok(Answer { is_in_recovery, timeline: timeline as u32, lsn, system: self.system })
+    }
+}

@@ -1,0 +1,344 @@
+//! The pool of one (host, database, server user): gate, idle connections, last failure.
+//!
+//! bb8 keeps the idle connections (last in, first out), closes those that idle or live too long and keeps
+//! `min_pool_size` of them; the [`Gate`] is the limit and the queue. A connection is made by
+//! `dedicated_connection`, so that the caller learns why it failed, and added to bb8 when it comes
+//! back clean (`crates.md`: bb8's own `get` hides connect errors and starves waiters).
+
+use std::sync::atomic::{AtomicI32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use super::gate::{Gate, Permit};
+use crate::net::{Buffer, Stream};
+use crate::server::login::{self, ConnectError, Target};
+use crate::server::ServerConn;
+
+/// Limits of a pool, from `[pool]`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Limits {
+    /// Permits.
+    pub size: usize,
+    /// Idle connections kept.
+    pub min_idle: usize,
+    /// Share of one hospital while others wait.
+    pub hospital_share: f64,
+    /// Requests that may wait.
+    pub waiting_max: usize,
+    /// Age at which a connection is closed when it comes back.
+    pub lifetime: Duration,
+    /// Idle time after which it is closed.
+    pub idle_timeout: Duration,
+    /// Time for connect and login.
+    pub connect_timeout: Duration,
+    /// Time for which a failed connect is answered from memory.
+    pub login_retry: Duration,
+}
+
+/// Counters of a pool's connections, outliving them.
+#[derive(Debug, Default)]
+pub struct Counters {
+    /// Connections open, idle or borrowed.
+    pub open: AtomicUsize,
+    /// Connections borrowed.
+    pub borrowed: AtomicUsize,
+    /// Connections being opened.
+    pub connecting: AtomicUsize,
+    /// Rises with RECONNECT: older connections are closed when they come back.
+    pub epoch: AtomicU64,
+    /// Connections ever made.
+    pub made: AtomicU64,
+}
+
+/// One server connection as the pool holds it.
+#[derive(Debug)]
+pub struct Pooled {
+    /// The connection.
+    pub conn: ServerConn,
+    /// Its line in SHOW SERVERS.
+    pub entry: Arc<Entry>,
+    counters: Arc<Counters>,
+    expires_at: Instant,
+    epoch: u64,
+}
+
+/// What SHOW SERVERS says of a connection.
+#[derive(Debug)]
+pub struct Entry {
+    /// Process id on the server.
+    pub pid: i32,
+    /// When it was opened.
+    pub since: std::time::SystemTime,
+    /// pgward's pid of the client that holds it; 0: idle.
+    pub client: AtomicI32,
+    /// Times that it was borrowed.
+    pub borrows: AtomicU64,
+    /// Its number among the connections of its pool.
+    pub id: u64,
+}
+
+impl Pooled {
+    /// Clean, young, and of the present epoch.
+    fn may_return(&self) -> bool {
+        self.conn.is_clean()
+            && self.epoch == self.counters.epoch.load(Ordering::Relaxed)
+            && Instant::now() < self.expires_at
+    }
+}
+
+impl Drop for Pooled {
+    fn drop(&mut self) {
+        self.counters.open.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// bb8's view of how connections are made and judged.
+#[derive(Debug)]
+pub struct Manager {
+    target: Target,
+    limits: Limits,
+    counters: Arc<Counters>,
+    entries: Arc<Mutex<Vec<std::sync::Weak<Entry>>>>,
+}
+
+impl bb8::ManageConnection for Manager {
+    type Connection = Box<Pooled>;
+    type Error = ConnectError;
+
+    async fn connect(&self) -> Result<Box<Pooled>, ConnectError> {
+        let counters = self.counters.clone();
+        counters.connecting.fetch_add(1, Ordering::Relaxed);
+        let _connecting = scopeguard(|| {
+            counters.connecting.fetch_sub(1, Ordering::Relaxed);
+        });
+        let epoch = counters.epoch.load(Ordering::Relaxed);
+        let greeting = login::connect(&self.target, self.limits.connect_timeout).await?;
+        let conn = ServerConn::new(greeting);
+        let entry = Arc::new(Entry {
+            pid: conn.pid,
+            since: std::time::SystemTime::now(),
+            client: AtomicI32::new(0),
+            borrows: AtomicU64::new(0),
+            id: counters.made.fetch_add(1, Ordering::Relaxed) + 1,
+        });
+        {
+            let mut entries = lock(&self.entries);
+            entries.retain(|entry| entry.strong_count() > 0);
+            entries.push(Arc::downgrade(&entry));
+        }
+        counters.open.fetch_add(1, Ordering::Relaxed);
+        // Spread by up to a tenth, so that connections opened together don't close together.
+        let spread = 0.9 + 0.1 * rand::random::<f64>();
+        Ok(Box::new(Pooled {
+            conn,
+            entry,
+            counters: self.counters.clone(),
+            expires_at: Instant::now() + self.limits.lifetime.mul_f64(spread),
+            epoch,
+        }))
+    }
+
+    async fn is_valid(&self, _conn: &mut Box<Pooled>) -> Result<(), ConnectError> {
+        Ok(())
+    }
+
+    /// Called when it comes back: what is not proven clean is broken.
+    fn has_broken(&self, conn: &mut Box<Pooled>) -> bool {
+        !conn.may_return()
+    }
+}
+
+/// The pool of one (host, database, server user).
+#[derive(Debug)]
+pub struct HostPool {
+    target: Target,
+    limits: Limits,
+    gate: Arc<Gate>,
+    idle: bb8::Pool<Manager>,
+    counters: Arc<Counters>,
+    entries: Arc<Mutex<Vec<std::sync::Weak<Entry>>>>,
+    failure: Mutex<Option<(Instant, ConnectError)>>,
+}
+
+/// A borrowed connection without its place in the gate.
+#[derive(Debug)]
+enum Lease {
+    /// bb8 takes it back when it drops.
+    Pooled(bb8::PooledConnection<'static, Manager>),
+    /// New: bb8 does not know it yet.
+    New(Option<Box<Pooled>>),
+}
+
+/// A borrowed server. Returned clean by [`Borrowed::release`]; dropped, it goes back only if it is
+/// provably clean, else it is closed.
+#[derive(Debug)]
+pub struct Borrowed {
+    // Order matters: the connection goes back before the permit lets the next one in.
+    lease: Lease,
+    pool: Arc<HostPool>,
+    _permit: Permit,
+}
+
+impl HostPool {
+    /// A pool without connections; must be called within a tokio runtime.
+    pub fn new(target: Target, limits: Limits) -> Arc<Self> {
+        let counters = Arc::<Counters>::default();
+        let entries = Arc::<Mutex<Vec<_>>>::default();
+        let manager = Manager {
+            target: target.clone(),
+            limits: limits.clone(),
+            counters: counters.clone(),
+            entries: entries.clone(),
+        };
+        let idle = bb8::Pool::builder()
+            // The gate is the limit; a connection being closed must not block its successor.
+            .max_size(u32::MAX)
+            .min_idle(u32::try_from(limits.min_idle).ok().filter(|n| *n > 0))
+            .test_on_check_out(false)
+            .max_lifetime(None)
+            .idle_timeout(Some(limits.idle_timeout).filter(|t| !t.is_zero()))
+            .connection_timeout(Duration::from_millis(100))
+            .retry_connection(false)
+            .queue_strategy(bb8::QueueStrategy::Lifo)
+            .build_unchecked(manager);
+        let gate = Gate::new(limits.size, limits.hospital_share, limits.waiting_max);
+        let failure = Mutex::new(None);
+        Arc::new(Self { target, limits, gate, idle, counters, entries, failure })
+    }
+
+    /// Where it connects to.
+    pub fn target(&self) -> &Target {
+        &self.target
+    }
+
+    /// Its gate.
+    pub fn gate(&self) -> &Arc<Gate> {
+        &self.gate
+    }
+
+    /// Its limits.
+    pub fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    /// Its counters.
+    pub fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    /// Its connections, for SHOW SERVERS.
+    pub fn entries(&self) -> Vec<Arc<Entry>> {
+        lock(&self.entries).iter().filter_map(std::sync::Weak::upgrade).collect()
+    }
+
+    /// A connection for the holder of `permit`: an idle one that is still there, else a new one.
+    pub async fn borrow(self: &Arc<Self>, permit: Permit) -> Result<Borrowed, ConnectError> {
+        while self.counters.open.load(Ordering::Relaxed)
+            > self.counters.borrowed.load(Ordering::Relaxed)
+        {
+            // Race: the reaper may take it first; then bb8 times out and a new one is made.
+            let Ok(mut lease) = self.idle.get_owned().await else { break };
+            if lease.may_return() && lease.conn.is_quiet() {
+                return Ok(self.borrowed(Lease::Pooled(lease), permit));
+            }
+        }
+        if let Some((at, error)) = &*lock(&self.failure)
+            && at.elapsed() < self.limits.login_retry
+        {
+            return Err(error.clone());
+        }
+        match self.idle.dedicated_connection().await {
+            Ok(conn) => {
+                *lock(&self.failure) = None;
+                Ok(self.borrowed(Lease::New(Some(conn)), permit))
+            }
+            Err(error) => {
+                *lock(&self.failure) = Some((Instant::now(), error.clone()));
+                Err(error)
+            }
+        }
+    }
+
+    fn borrowed(self: &Arc<Self>, lease: Lease, permit: Permit) -> Borrowed {
+        self.counters.borrowed.fetch_add(1, Ordering::Relaxed);
+        let borrowed = Borrowed { lease, pool: self.clone(), _permit: permit };
+        borrowed.entry().borrows.fetch_add(1, Ordering::Relaxed);
+        borrowed
+    }
+
+    /// Existing connections are closed as they come back, new ones are made.
+    pub fn reconnect(&self) {
+        self.counters.epoch.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+impl Borrowed {
+    /// The bare connection, for a session that has it to itself and closes it; the lease keeps
+    /// its place in the pool meanwhile.
+    pub fn into_raw(mut self) -> (Stream, Buffer, Vec<(String, String)>, Borrowed) {
+        let (stream, buffer, parameters) = self.take_raw();
+        (stream, buffer, parameters, self)
+    }
+
+    /// The pool it is of.
+    pub fn pool(&self) -> &Arc<HostPool> {
+        &self.pool
+    }
+
+    /// Its line in SHOW SERVERS.
+    pub fn entry(&self) -> &Arc<Entry> {
+        match &self.lease {
+            Lease::Pooled(lease) => &lease.entry,
+            Lease::New(lease) => &lease.as_ref().expect("present until dropped").entry,
+        }
+    }
+}
+
+impl std::ops::Deref for Borrowed {
+    type Target = ServerConn;
+    fn deref(&self) -> &ServerConn {
+        match &self.lease {
+            Lease::Pooled(lease) => &lease.conn,
+            Lease::New(lease) => &lease.as_ref().expect("present until dropped").conn,
+        }
+    }
+}
+
+impl std::ops::DerefMut for Borrowed {
+    fn deref_mut(&mut self) -> &mut ServerConn {
+        match &mut self.lease {
+            Lease::Pooled(lease) => &mut lease.conn,
+            Lease::New(lease) => &mut lease.as_mut().expect("present until dropped").conn,
+        }
+    }
+}
+
+impl Drop for Borrowed {
+    fn drop(&mut self) {
+        self.entry().client.store(0, Ordering::Relaxed);
+        self.pool.counters.borrowed.fetch_sub(1, Ordering::Relaxed);
+        if let Lease::New(lease) = &mut self.lease
+            && let Some(conn) = lease.take()
+            && conn.may_return()
+        {
+            // bb8 refuses only at its limit, which is out of reach; then the connection closes.
+            drop(self.pool.idle.add(conn));
+        }
+    }
+}
+
+struct Guard<F: FnMut()>(F);
+
+impl<F: FnMut()> Drop for Guard<F> {
+    fn drop(&mut self) {
+        (self.0)();
+    }
+}
+
+fn scopeguard<F: FnMut()>(on_drop: F) -> Guard<F> {
+    Guard(on_drop)
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+}

@@ -1,0 +1,459 @@
+//! Server pools: which host serves a shard and role now, and a clean connection to it.
+//!
+//! One pool per (host, database, server user), made on first use, behind a fair gate. The fleet
+//! says which hosts are fit; this room picks among them and borrows. Sessions hold a
+//! [`UserPools`], so that a checkout on the hot path looks nothing up by name.
+
+pub mod gate;
+pub mod host;
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+
+use crate::auth::users::ServerCredentials;
+use crate::config::{Consistency, ReplicaChoice};
+use crate::fleet::{Fleet, ShardState};
+use crate::route::Role;
+use crate::server::login::{ConnectError, Target};
+use crate::shard_map::{Address, HospitalId, Shard, ShardId, ShardMap};
+use crate::wire::backend::ErrorReply;
+use crate::wire::sqlstate;
+pub use gate::{Gate, Load};
+pub use host::{Borrowed, HostPool, Limits};
+
+/// How long a request waits for a shard to have a primary, before it is told that it has none.
+const PRIMARY_WAIT: Duration = Duration::from_millis(500);
+
+/// Settings of all pools, from `[pool]` and `[routing]`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Settings {
+    /// Limits of a primary's pool.
+    pub primary: Limits,
+    /// Limits of a replica's pool.
+    pub replica: Limits,
+    /// How long a request may wait; zero: for ever.
+    pub query_wait_timeout: Duration,
+    /// When a read may use a replica.
+    pub consistency: Consistency,
+    /// For `bounded`.
+    pub max_replica_lag: Duration,
+    /// Choice among fresh replicas.
+    pub replica_choice: ReplicaChoice,
+}
+
+impl Settings {
+    /// From the configuration.
+    pub fn new(config: &crate::config::Config) -> Self {
+        let pool = &config.pool;
+        let limits = |size: usize| Limits {
+            size,
+            min_idle: pool.min_pool_size,
+            hospital_share: pool.max_hospital_share,
+            waiting_max: pool.max_waiting,
+            lifetime: Duration::from_secs_f64(pool.server_lifetime),
+            idle_timeout: Duration::from_secs_f64(pool.server_idle_timeout),
+            connect_timeout: Duration::from_secs_f64(pool.server_connect_timeout),
+            login_retry: Duration::from_secs_f64(pool.server_login_retry),
+        };
+        let replica_size = match pool.replica_pool_size {
+            0 => pool.default_pool_size,
+            size => size,
+        };
+        Self {
+            primary: limits(pool.default_pool_size),
+            replica: limits(replica_size),
+            query_wait_timeout: Duration::from_secs_f64(pool.query_wait_timeout),
+            consistency: config.routing.consistency,
+            max_replica_lag: Duration::from_millis(config.routing.max_replica_lag_ms),
+            replica_choice: config.routing.replica_choice,
+        }
+    }
+}
+
+/// Why there is no server.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum Error {
+    /// No host of the shard accepts writes.
+    #[error("shard {0} has no primary")]
+    NoPrimary(ShardId),
+    /// Waited too long.
+    #[error("no server became free in time")]
+    WaitTimeout,
+    /// The queue is full.
+    #[error(transparent)]
+    Full(#[from] gate::Full),
+    /// Connect or login failed.
+    #[error("connecting to shard {0} failed: {1}")]
+    Connect(ShardId, ConnectError),
+    /// The map has no such shard.
+    #[error("no shard {0}")]
+    NoShard(ShardId),
+}
+
+impl Error {
+    /// What the client is told.
+    pub fn to_reply(&self) -> ErrorReply {
+        match self {
+            Self::NoPrimary(shard) => ErrorReply::error(
+                sqlstate::CANNOT_CONNECT_NOW,
+                format!("shard {shard} has no primary"),
+            )
+            .with_hint("try again; other shards are served meanwhile"),
+            Self::WaitTimeout => ErrorReply::error(
+                sqlstate::QUERY_CANCELED,
+                "query_wait_timeout: no server connection became free in time",
+            )
+            .with_hint("try again, or raise default_pool_size or query_wait_timeout"),
+            Self::Full(_) => ErrorReply::error(
+                sqlstate::TOO_MANY_CONNECTIONS,
+                "too many requests wait for a server connection",
+            )
+            .with_hint("try again later, or raise max_waiting"),
+            Self::Connect(shard, error) => ErrorReply::error(
+                sqlstate::CANNOT_CONNECT_NOW,
+                format!("could not connect to shard {shard}"),
+            )
+            .with_detail(error.to_reply().detail.unwrap_or_default())
+            .with_hint("try again; other shards are served meanwhile"),
+            Self::NoShard(shard) => ErrorReply::error(
+                sqlstate::INVALID_PARAMETER_VALUE,
+                format!("shard {shard} is not in the shard map"),
+            ),
+        }
+    }
+}
+
+/// All pools. One per process.
+pub struct Pools {
+    settings: ArcSwap<Settings>,
+    layout: ArcSwap<Layout>,
+    users: Mutex<HashMap<String, Arc<UserPools>>>,
+    /// Pools by what they are to, so that a reload keeps those that did not change.
+    hosts: Mutex<HashMap<PoolKey, Arc<HostPool>>>,
+    fleet: Arc<Fleet>,
+    generation: AtomicUsize,
+}
+
+type PoolKey = (Address, String, String, bool);
+
+/// The hosts of each shard, from the map.
+#[derive(Debug, Default)]
+struct Layout {
+    shards: Vec<Shard>,
+}
+
+/// The pools of one server user: by shard, then by host.
+pub struct UserPools {
+    generation: usize,
+    credentials: Arc<ServerCredentials>,
+    shards: Vec<ShardPools>,
+}
+
+struct ShardPools {
+    shard: Shard,
+    state: Option<Arc<ShardState>>,
+    hosts: Vec<OnceLock<Arc<HostPool>>>,
+    turn: AtomicUsize,
+}
+
+/// A borrowed server, and where it is.
+#[derive(Debug)]
+pub struct Checkout {
+    /// The connection.
+    pub server: Borrowed,
+    /// Its shard.
+    pub shard: ShardId,
+    /// The host's index in `Shard::hosts`.
+    pub host: usize,
+    /// What it was borrowed as: `Replica` only if it is one.
+    pub role: Role,
+}
+
+/// What a request needs.
+#[derive(Debug, Clone, Copy)]
+pub struct Want {
+    /// The shard; `None`: any that answers.
+    pub shard: Option<ShardId>,
+    /// Primary, or a replica if one is fresh enough.
+    pub role: Role,
+    /// For fairness and affinity.
+    pub hospital: Option<HospitalId>,
+    /// `Fleet::now` at the outcome of the last write that the read must see.
+    pub written_at: u64,
+}
+
+impl UserPools {
+    /// Rises whenever pools are made anew.
+    pub fn generation(&self) -> usize {
+        self.generation
+    }
+}
+
+impl Pools {
+    /// Pools for `map`; no connection is made yet.
+    pub fn new(settings: Settings, map: &ShardMap, fleet: Arc<Fleet>) -> Arc<Self> {
+        Arc::new(Self {
+            settings: ArcSwap::from_pointee(settings),
+            layout: ArcSwap::from_pointee(Layout { shards: map.shards().to_vec() }),
+            users: Mutex::default(),
+            hosts: Mutex::default(),
+            fleet,
+            generation: AtomicUsize::new(1),
+        })
+    }
+
+    /// A new map or new settings: sessions look their pools up again at their next checkout.
+    /// Pools whose host and limits did not change stay; the others close as they come back.
+    pub fn reload(&self, settings: Settings, map: &ShardMap) {
+        self.settings.store(Arc::new(settings));
+        self.layout.store(Arc::new(Layout { shards: map.shards().to_vec() }));
+        lock(&self.users).clear();
+        self.generation.fetch_add(1, Ordering::Release);
+    }
+
+    /// Credentials may have changed: all pools of server users are made anew.
+    pub fn forget_users(&self) {
+        lock(&self.users).clear();
+        for pool in lock(&self.hosts).drain().map(|(_, pool)| pool) {
+            pool.reconnect();
+        }
+        self.generation.fetch_add(1, Ordering::Release);
+    }
+
+    /// The pools of a server user.
+    pub fn of_user(&self, credentials: &Arc<ServerCredentials>) -> Arc<UserPools> {
+        let generation = self.generation.load(Ordering::Acquire);
+        let mut users = lock(&self.users);
+        if let Some(pools) = users.get(&credentials.user)
+            && pools.generation == generation
+            && pools.credentials == *credentials
+        {
+            return pools.clone();
+        }
+        let layout = self.layout.load();
+        let shards = layout
+            .shards
+            .iter()
+            .map(|shard| ShardPools {
+                shard: shard.clone(),
+                state: self.fleet.shard(shard.id),
+                hosts: shard.hosts().map(|_| OnceLock::new()).collect(),
+                turn: AtomicUsize::new(0),
+            })
+            .collect();
+        let pools = Arc::new(UserPools { generation, credentials: credentials.clone(), shards });
+        users.insert(credentials.user.clone(), pools.clone());
+        pools
+    }
+
+    /// `pools` is still what [`Self::of_user`] would answer, but for changed credentials.
+    pub fn is_current(&self, pools: &UserPools) -> bool {
+        pools.generation == self.generation.load(Ordering::Acquire)
+    }
+
+    /// Every pool made so far.
+    pub fn all(&self) -> Vec<Arc<HostPool>> {
+        lock(&self.hosts).values().cloned().collect()
+    }
+
+    /// Every pool with the shard and host index that it serves, for the console.
+    pub fn located(&self) -> Vec<(Shard, usize, Arc<HostPool>)> {
+        let layout = self.layout.load();
+        let pools = self.all();
+        let mut located = Vec::new();
+        for shard in &layout.shards {
+            for (index, address) in shard.hosts().enumerate() {
+                for pool in &pools {
+                    let target = pool.target();
+                    if target.address == *address && target.database == shard.database {
+                        located.push((shard.clone(), index, pool.clone()));
+                    }
+                }
+            }
+        }
+        located
+    }
+
+    /// Borrows a server for `want`. Cancel safety: a dropped checkout gives its place in the
+    /// queue back, and a connection being opened is closed.
+    pub async fn checkout(&self, pools: &UserPools, want: Want) -> Result<Checkout, Error> {
+        match want.shard {
+            Some(shard) => self.checkout_shard(pools, shard, want).await,
+            None => self.checkout_any(pools, want).await,
+        }
+    }
+
+    /// Any shard will do: the first that has a primary now. The same one for everybody, because
+    /// what is asked of any shard is mostly its catalog, whose OIDs differ between shards.
+    async fn checkout_any(&self, pools: &UserPools, want: Want) -> Result<Checkout, Error> {
+        let count = pools.shards.len();
+        let mut last = Error::NoShard(ShardId(0));
+        for pass in [true, false] {
+            for step in 0..count {
+                let shard = &pools.shards[step];
+                let is_up = shard.state.as_ref().is_some_and(|s| s.primary().is_some());
+                if pass && !is_up {
+                    continue;
+                }
+                match self.checkout_shard(pools, shard.shard.id, want).await {
+                    Err(error @ (Error::NoPrimary(_) | Error::Connect(..))) => last = error,
+                    outcome => return outcome,
+                }
+            }
+        }
+        Err(last)
+    }
+
+    async fn checkout_shard(
+        &self,
+        pools: &UserPools,
+        id: ShardId,
+        want: Want,
+    ) -> Result<Checkout, Error> {
+        let shard = pools.shards.get(usize::from(id.0)).ok_or(Error::NoShard(id))?;
+        let state = shard.state.as_ref().ok_or(Error::NoShard(id))?;
+        let settings = self.settings.load();
+        if want.role == Role::Replica
+            && let Some(host) = self.pick_replica(&settings, pools, shard, state, &want)
+        {
+            match self.borrow(&settings, pools, shard, host, want.hospital).await {
+                Ok(server) => return Ok(Checkout { server, shard: id, host, role: Role::Replica }),
+                // A replica that refuses is not chosen again until it answers; the primary can
+                // always serve the read.
+                Err(Error::Connect(..)) => state.report_failure(host),
+                Err(error) => return Err(error),
+            }
+        }
+        let host = match state.primary() {
+            Some(host) => host,
+            None => {
+                drop(tokio::time::timeout(PRIMARY_WAIT, state.wait_for_primary()).await);
+                state.primary().ok_or(Error::NoPrimary(id))?
+            }
+        };
+        let outcome = self.borrow(&settings, pools, shard, host, want.hospital).await;
+        if matches!(outcome, Err(Error::Connect(..))) {
+            state.report_failure(host);
+        }
+        Ok(Checkout { server: outcome?, shard: id, host, role: Role::Primary })
+    }
+
+    async fn borrow(
+        &self,
+        settings: &Settings,
+        pools: &UserPools,
+        shard: &ShardPools,
+        host: usize,
+        hospital: Option<HospitalId>,
+    ) -> Result<Borrowed, Error> {
+        let pool = shard.hosts[host].get_or_init(|| self.host_pool(settings, pools, shard, host));
+        let permit = match pool.gate().enter(hospital)? {
+            gate::Entry::Now(permit) => permit,
+            gate::Entry::Later(receiver) => {
+                let timeout = settings.query_wait_timeout;
+                let granted = if timeout.is_zero() {
+                    receiver.await
+                } else {
+                    tokio::time::timeout(timeout, receiver).await.map_err(|_| Error::WaitTimeout)?
+                };
+                granted.map_err(|_| Error::WaitTimeout)?
+            }
+        };
+        pool.borrow(permit).await.map_err(|error| Error::Connect(shard.shard.id, error))
+    }
+
+    fn host_pool(
+        &self,
+        settings: &Settings,
+        pools: &UserPools,
+        shard: &ShardPools,
+        host: usize,
+    ) -> Arc<HostPool> {
+        let is_primary = host == 0;
+        let limits = if is_primary { &settings.primary } else { &settings.replica };
+        let address = shard.shard.hosts().nth(host).expect("host index of this shard").clone();
+        let database = shard.shard.database.clone();
+        let key = (address.clone(), database.clone(), pools.credentials.user.clone(), is_primary);
+        let mut hosts = lock(&self.hosts);
+        if let Some(pool) = hosts.get(&key)
+            && pool.limits() == limits
+        {
+            return pool.clone();
+        }
+        let target = Target::new(address, database, &pools.credentials);
+        let pool = HostPool::new(target, limits.clone());
+        if let Some(old) = hosts.insert(key, pool.clone()) {
+            old.reconnect();
+        }
+        pool
+    }
+
+    /// A replica that is fresh as of the last write, by the configured choice.
+    fn pick_replica(
+        &self,
+        settings: &Settings,
+        pools: &UserPools,
+        shard: &ShardPools,
+        state: &ShardState,
+        want: &Want,
+    ) -> Option<usize> {
+        let as_of = match settings.consistency {
+            Consistency::Primary => return None,
+            Consistency::Eventual => None,
+            Consistency::Bounded => {
+                let lag = u64::try_from(settings.max_replica_lag.as_nanos()).unwrap_or(u64::MAX);
+                Some(self.fleet.now().saturating_sub(lag))
+            }
+            Consistency::Session | Consistency::Hospital => Some(want.written_at),
+        };
+        let fresh = state.fresh_replicas(as_of);
+        if fresh == 0 {
+            return None;
+        }
+        let mut hosts = (0..shard.hosts.len()).filter(|host| fresh & (1 << host) != 0);
+        match settings.replica_choice {
+            ReplicaChoice::RoundRobin => {
+                let turn = shard.turn.fetch_add(1, Ordering::Relaxed);
+                hosts.nth(turn % fresh.count_ones() as usize)
+            }
+            ReplicaChoice::LeastConnections => {
+                // The turn breaks ties, so that idle replicas share the load.
+                let turn = shard.turn.fetch_add(1, Ordering::Relaxed);
+                let count = shard.hosts.len();
+                hosts.min_by_key(|host| {
+                    let borrowed = shard.hosts[*host]
+                        .get()
+                        .map_or(0, |pool| pool.counters().borrowed.load(Ordering::Relaxed));
+                    (borrowed, (host + turn) % count)
+                })
+            }
+            ReplicaChoice::HospitalAffinity => {
+                affine_host(pools, want.hospital, hosts.collect())
+            }
+        }
+    }
+}
+
+/// The replica that a hospital's reads stay on: the hash ring of the fit ones (crate hashring).
+fn affine_host(
+    _pools: &UserPools,
+    hospital: Option<HospitalId>,
+    hosts: Vec<usize>,
+) -> Option<usize> {
+    let Some(hospital) = hospital else { return hosts.first().copied() };
+    let mut ring = hashring::HashRing::new();
+    for host in hosts {
+        for replica in 0..40u16 {
+            ring.add((host as u16, replica));
+        }
+    }
+    ring.get(hospital.0.as_bytes()).map(|(host, _)| usize::from(*host))
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+}

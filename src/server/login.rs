@@ -1,0 +1,339 @@
+//! Connecting to a Postgres server and logging in there: a socket in, a [`Greeting`] out.
+//!
+//! Speaks protocol 3.0 with trust, clear text, md5 and SCRAM-SHA-256. The server is not trusted:
+//! each message and the login as a whole are bounded, in bytes and in time, and what it says in
+//! errors goes nowhere but for the SQLSTATE. Also sends cancel requests. Called by `pool`.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use crate::auth::scram::{self, ClientExchange, ClientProof};
+use crate::auth::{self, Secret, ServerCredentials, md5_response};
+use crate::net::{Buffer, Stream};
+use crate::shard_map::Address;
+use crate::wire::backend::{self, AuthRequest, ErrorFields, ErrorReply};
+use crate::wire::{self, HEADER_BYTES, TxnStatus, frontend, sqlstate, startup};
+
+/// Largest message of a server before it is ready.
+const MESSAGE_BYTES_MAX: usize = 64 << 10;
+/// Most bytes of a server before it is ready: endless notices would else keep us busy.
+const LOGIN_BYTES_MAX: usize = 256 << 10;
+/// What the server sees as the client, until a client's own name is set on it.
+const APPLICATION_NAME: &str = "pgward";
+
+/// Where to connect and as whom.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Target {
+    /// Host and port.
+    pub address: Address,
+    /// Database on it.
+    pub database: String,
+    /// Role.
+    pub user: String,
+    /// Its secret; `None` where the server asks for none.
+    pub secret: Option<Secret>,
+    /// Further settings of the StartupMessage, by name and value.
+    pub settings: Vec<(String, String)>,
+}
+
+impl Target {
+    /// A target without settings but pgward's name.
+    pub fn new(address: Address, database: String, credentials: &ServerCredentials) -> Self {
+        Self {
+            address,
+            database,
+            user: credentials.user.clone(),
+            secret: credentials.secret.clone(),
+            settings: vec![("application_name".to_owned(), APPLICATION_NAME.to_owned())],
+        }
+    }
+}
+
+/// A server that is ready for a query.
+#[derive(Debug)]
+pub struct Greeting {
+    /// The connection.
+    pub stream: Stream,
+    /// What came behind ReadyForQuery: nothing, but for a server that talks out of turn.
+    pub buffer: Buffer,
+    /// Settings as the server reports them.
+    pub parameters: Vec<(String, String)>,
+    /// Its process.
+    pub pid: i32,
+    /// Its cancel key, 4 to 256 bytes.
+    pub key: Bytes,
+    /// The host that answered, of those that the name stands for: cancel requests go there.
+    pub peer: Option<SocketAddr>,
+}
+
+/// Why there is no connection.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum ConnectError {
+    /// The socket failed, before or during the login.
+    #[error("can't connect: {0}")]
+    Io(Arc<io::Error>),
+    /// It took longer than `server_connect_timeout`.
+    #[error("connecting took too long")]
+    TimedOut,
+    /// The server closed the connection.
+    #[error("the server closed the connection during login")]
+    Closed,
+    /// The server said no. Its message is dropped: it may quote what it should not.
+    #[error("the server refused the login with {sqlstate}")]
+    Refused {
+        /// Five letters or digits.
+        sqlstate: String,
+    },
+    /// The server asks for a secret, and none is configured.
+    #[error("the server asks for a secret, and its user has none in the users file")]
+    NoSecret,
+    /// The server asks for something that pgward can't do.
+    #[error("the server asks for an authentication method that pgward does not have")]
+    Method,
+    /// The exchange went wrong.
+    #[error("{0}")]
+    Auth(#[from] auth::Error),
+    /// The server's bytes are not the protocol, or out of turn.
+    #[error("the server broke the protocol: {0}")]
+    Protocol(#[from] wire::Error),
+    /// The server sent more than a login takes.
+    #[error("the server sent more than {LOGIN_BYTES_MAX} bytes during login")]
+    TooLong,
+}
+
+impl From<io::Error> for ConnectError {
+    fn from(error: io::Error) -> Self {
+        Self::Io(Arc::new(error))
+    }
+}
+
+impl ConnectError {
+    /// What a client is told: neither the host nor who pgward is there.
+    pub fn to_reply(&self) -> ErrorReply {
+        let why = match self {
+            Self::Io(_) | Self::Closed => "The connection failed.".to_owned(),
+            Self::TimedOut => "The connection took too long.".to_owned(),
+            Self::Refused { sqlstate } => format!("It refused pgward's login ({sqlstate})."),
+            Self::NoSecret | Self::Method | Self::Auth(_) => "The login failed.".to_owned(),
+            Self::Protocol(_) | Self::TooLong => "It does not speak the protocol.".to_owned(),
+        };
+        ErrorReply::error(sqlstate::CANNOT_CONNECT_NOW, "the server can't be reached now")
+            .with_detail(why)
+    }
+}
+
+/// Connects and logs in, within `timeout`.
+pub async fn connect(target: &Target, timeout: Duration) -> Result<Greeting, ConnectError> {
+    let login = async {
+        let Address { host, port } = &target.address;
+        log_in(Stream::connect(host, *port).await?, target).await
+    };
+    tokio::time::timeout(timeout, login).await.unwrap_or(Err(ConnectError::TimedOut))
+}
+
+/// Logs in over `stream`; the caller bounds the time.
+pub async fn log_in(stream: Stream, target: &Target) -> Result<Greeting, ConnectError> {
+    let peer = stream.peer();
+    let mut server = Conversation {
+        stream,
+        input: Buffer::default(),
+        output: Buffer::default(),
+        bytes_left: LOGIN_BYTES_MAX,
+    };
+    let named = [("user", target.user.as_str()), ("database", target.database.as_str())];
+    let settings = target.settings.iter().map(|(name, value)| (name.as_str(), value.as_str()));
+    startup::write_startup(server.output.tail(), named.into_iter().chain(settings));
+    server.flush().await?;
+    authenticate(&mut server, target).await?;
+    let (parameters, (pid, key)) = read_until_ready(&mut server).await?;
+    Ok(Greeting { stream: server.stream, buffer: server.input, parameters, pid, key, peer })
+}
+
+/// Asks the server at `peer` to cancel what its process `pid` runs, and waits until it has read
+/// that: it closes the connection then. What is answered doesn't matter.
+pub async fn send_cancel(
+    peer: SocketAddr,
+    pid: i32,
+    key: &[u8],
+    timeout: Duration,
+) -> Result<(), ConnectError> {
+    let cancel = async {
+        let mut stream = Stream::connect_to(peer).await?;
+        let mut buffer = Buffer::default();
+        startup::write_cancel_request(buffer.tail(), pid, key);
+        stream.drain(&mut buffer).await?;
+        while stream.fill(&mut buffer).await? > 0 {
+            buffer.clear();
+        }
+        Ok(())
+    };
+    tokio::time::timeout(timeout, cancel).await.unwrap_or(Err(ConnectError::TimedOut))
+}
+
+/// How far the proof is. One server may ask once: a second question would be for another answer
+/// to the same secret.
+enum Proof {
+    NotAsked,
+    Given,
+    ScramStarted(ClientExchange),
+    ScramProven(ClientProof),
+}
+
+/// Answers what the server asks, up to AuthenticationOk.
+async fn authenticate(server: &mut Conversation, target: &Target) -> Result<(), ConnectError> {
+    let secret = || target.secret.as_ref().ok_or(ConnectError::NoSecret);
+    let mut proof = Proof::NotAsked;
+    loop {
+        let body = server.message(backend::tag::AUTHENTICATION).await?;
+        let request = AuthRequest::read(&body)?;
+        let out = server.output.tail();
+        proof = match (request, proof) {
+            (AuthRequest::Ok, Proof::NotAsked | Proof::Given) => return Ok(()),
+            (AuthRequest::Cleartext, Proof::NotAsked) => {
+                frontend::write_password(out, secret()?.expose().as_bytes());
+                Proof::Given
+            }
+            (AuthRequest::Md5(salt), Proof::NotAsked) => {
+                let response = md5_response(&target.user, secret()?, salt);
+                frontend::write_password(out, response.as_bytes());
+                Proof::Given
+            }
+            (AuthRequest::Sasl(mechanisms), Proof::NotAsked) => {
+                let mut offered = mechanisms.split(|byte| *byte == 0);
+                if !offered.any(|name| name == scram::MECHANISM.as_bytes()) {
+                    return Err(ConnectError::Method);
+                }
+                let (client_first, exchange) = ClientExchange::start(secret()?);
+                frontend::write_sasl_initial(out, scram::MECHANISM, &client_first);
+                Proof::ScramStarted(exchange)
+            }
+            (AuthRequest::SaslContinue(server_first), Proof::ScramStarted(exchange)) => {
+                let server_first = server_first.to_vec();
+                let (client_final, proof) =
+                    off_thread(move || exchange.on_server_first(&server_first)).await?;
+                frontend::write_sasl_response(server.output.tail(), &client_final);
+                Proof::ScramProven(proof)
+            }
+            (AuthRequest::SaslFinal(server_final), Proof::ScramProven(proof)) => {
+                proof.on_server_final(server_final)?;
+                Proof::Given
+            }
+            (AuthRequest::Other(_), _) => return Err(ConnectError::Method),
+            // Above all AuthenticationOk in the middle of SCRAM: the server has proved nothing.
+            _ => {
+                let what = "authentication request out of turn";
+                return Err(out_of_turn(backend::tag::AUTHENTICATION, what));
+            }
+        };
+        server.flush().await?;
+    }
+}
+
+/// PBKDF2 takes milliseconds, more if the server says so: not on a thread that serves clients.
+async fn off_thread<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, auth::Error> + Send + 'static,
+) -> Result<T, ConnectError> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => Ok(done?),
+        Err(error) => Err(io::Error::other(error).into()),
+    }
+}
+
+type Parameters = Vec<(String, String)>;
+
+/// Reads settings and the cancel key, up to ReadyForQuery.
+async fn read_until_ready(
+    server: &mut Conversation,
+) -> Result<(Parameters, (i32, Bytes)), ConnectError> {
+    let mut parameters = Parameters::new();
+    let mut cancel = None;
+    loop {
+        let (tag, body) = server.any_message().await?;
+        match tag {
+            backend::tag::PARAMETER_STATUS => {
+                let (name, value) = backend::read_parameter_status(&body)?;
+                parameters.retain(|(known, _)| known != name);
+                parameters.push((name.to_owned(), value.to_owned()));
+            }
+            backend::tag::BACKEND_KEY_DATA => {
+                let (pid, key) = backend::read_backend_key_data(&body)?;
+                cancel = Some((pid, Bytes::copy_from_slice(key)));
+            }
+            backend::tag::READY_FOR_QUERY => {
+                return match (backend::read_ready_for_query(&body)?, cancel) {
+                    (TxnStatus::Idle, Some(cancel)) => Ok((parameters, cancel)),
+                    (TxnStatus::Idle, None) => Err(out_of_turn(tag, "no cancel key before it")),
+                    _ => Err(out_of_turn(tag, "a transaction at the start")),
+                };
+            }
+            tag => return Err(wire::Error::UnknownTag { tag }.into()),
+        }
+    }
+}
+
+fn out_of_turn(tag: u8, what: &'static str) -> ConnectError {
+    wire::Error::Malformed { tag, what }.into()
+}
+
+/// The socket while the login lasts.
+struct Conversation {
+    stream: Stream,
+    input: Buffer,
+    output: Buffer,
+    /// Bytes that the server may still send.
+    bytes_left: usize,
+}
+
+impl Conversation {
+    async fn flush(&mut self) -> Result<(), ConnectError> {
+        Ok(self.stream.drain(&mut self.output).await?)
+    }
+
+    /// The next message, which must have this tag.
+    async fn message(&mut self, want: u8) -> Result<Bytes, ConnectError> {
+        match self.any_message().await? {
+            (tag, body) if tag == want => Ok(body),
+            (tag, _) => Err(wire::Error::UnknownTag { tag }.into()),
+        }
+    }
+
+    /// The next message that is neither a notice nor an error: the one is dropped, the other ends
+    /// the login. So is NegotiateProtocolVersion: nothing newer than 3.0 was asked for.
+    async fn any_message(&mut self) -> Result<(u8, Bytes), ConnectError> {
+        loop {
+            let (tag, body) = self.frame().await?;
+            match tag {
+                backend::tag::NOTICE_RESPONSE | backend::tag::NEGOTIATE_PROTOCOL_VERSION => {}
+                backend::tag::ERROR_RESPONSE => {
+                    let sqlstate = ErrorFields::read(&body)?.sqlstate().to_owned();
+                    return Err(ConnectError::Refused { sqlstate });
+                }
+                _ => return Ok((tag, body)),
+            }
+        }
+    }
+
+    async fn frame(&mut self) -> Result<(u8, Bytes), ConnectError> {
+        loop {
+            if let Some((tag, body)) = wire::peek(self.input.as_slice(), MESSAGE_BYTES_MAX)? {
+                let body = Bytes::copy_from_slice(body);
+                self.input.advance(HEADER_BYTES + body.len());
+                return Ok((tag, body));
+            }
+            if self.bytes_left == 0 {
+                return Err(ConnectError::TooLong);
+            }
+            match self.stream.fill_at_most(&mut self.input, self.bytes_left).await? {
+                0 => return Err(ConnectError::Closed),
+                n => self.bytes_left -= n,
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,353 @@
+//! Answers that need no server: the session's hospital, lazy transaction control, DEALLOCATE,
+//! DISCARD, and settings queued behind a BEGIN that no server has yet.
+
+use bytes::BytesMut;
+
+use super::block::Answer;
+use super::{Session, params};
+use crate::route::{Hospitals, Values, refusals};
+use crate::shard_map::HospitalId;
+use crate::sql::{Discard, Effect, Setting, SettingValue, Statement};
+use crate::wire::backend::{self, ErrorReply};
+
+/// OID of text.
+const TEXT: u32 = 25;
+
+/// What the client gets for a statement that ran here.
+#[derive(Debug, Default, PartialEq)]
+pub(super) struct Local {
+    /// Column name and value, where it answers a row.
+    pub row: Option<(String, String)>,
+    /// Sent ahead of the tag.
+    pub warning: Option<ErrorReply>,
+    /// Command tag.
+    pub tag: String,
+}
+
+impl Local {
+    fn tag(tag: impl Into<String>) -> Self {
+        Self { tag: tag.into(), ..Self::default() }
+    }
+
+    /// RowDescription, or NoData where `is_described` asks for one or the other.
+    pub fn write_description(&self, out: &mut BytesMut) {
+        match &self.row {
+            Some((name, _)) => backend::write_row_description(out, &[(name, TEXT)]),
+            None => backend::write_no_data(out),
+        }
+    }
+
+    /// Warning, row and tag: what Execute answers.
+    pub fn write_result(&self, out: &mut BytesMut) {
+        if let Some(warning) = &self.warning {
+            warning.encode(out);
+        }
+        if let Some((_, value)) = &self.row {
+            backend::write_data_row(out, [Some(value.as_str())].into_iter());
+        }
+        backend::write_command_complete(out, &self.tag);
+    }
+
+    /// What a simple Query answers.
+    pub fn write_query_result(&self, out: &mut BytesMut) {
+        if self.row.is_some() {
+            self.write_description(out);
+        }
+        self.write_result(out);
+    }
+}
+
+impl Session {
+    /// Is `statement` answered here? With `is_attached`, transaction control and settings are the
+    /// server's.
+    pub(super) fn is_local(&self, statement: &Statement, is_attached: bool) -> bool {
+        let is_pending = !is_attached && matches!(self.block, super::Block::Pending(_));
+        match &statement.effect {
+            Effect::Transaction(_) => !is_attached,
+            Effect::Set(settings) => {
+                settings.iter().any(|setting| setting.name == params::HOSPITAL)
+                    || (is_pending && settings.iter().all(|setting| !setting.from_function))
+            }
+            Effect::Reset(name) => {
+                name == params::HOSPITAL || (!is_attached && self.ledger.settings().contains_key(name))
+            }
+            Effect::ResetAll => !is_attached,
+            Effect::Show(name) => name == params::HOSPITAL,
+            Effect::Deallocate(_) | Effect::Discard(_) => true,
+            _ => false,
+        }
+    }
+
+    /// Shape of the row that a local statement answers, without running it.
+    pub(super) fn describe_locally(statement: &Statement) -> Local {
+        let column = match &statement.effect {
+            Effect::Show(name) => Some(name.clone()),
+            Effect::Set(settings) if settings.iter().any(|s| s.from_function) => {
+                Some("set_config".to_owned())
+            }
+            _ => None,
+        };
+        Local { row: column.map(|name| (name, String::new())), ..Local::default() }
+    }
+
+    /// Runs a local statement; `text` is the statement as sent.
+    pub(super) fn answer(
+        &mut self,
+        statement: &Statement,
+        values: &dyn Values,
+        text: &str,
+    ) -> Result<Local, ErrorReply> {
+        if let Effect::Transaction(control) = &statement.effect {
+            let was_pending = matches!(self.block, super::Block::Pending(_));
+            let answer = self.block.on_control(control, text);
+            return self.after_control(control, answer, was_pending);
+        }
+        if matches!(self.block, super::Block::Failed(_)) {
+            return Err(refusals::in_failed_transaction());
+        }
+        match &statement.effect {
+            Effect::Set(settings) => self.set_locally(settings, values, text),
+            Effect::Reset(name) if name == params::HOSPITAL => {
+                self.ledger.reset_hospital(false);
+                self.settle_implicit();
+                Ok(Local::tag("RESET"))
+            }
+            Effect::Reset(name) => {
+                self.block.queue(&format!("RESET {name}"))?;
+                self.ledger.reset(name);
+                self.settle_implicit();
+                Ok(Local::tag("RESET"))
+            }
+            Effect::ResetAll => {
+                self.block.queue("RESET ALL")?;
+                self.ledger.reset_all();
+                self.settle_implicit();
+                Ok(Local::tag("RESET"))
+            }
+            Effect::Show(name) => {
+                let value = self.ledger.hospital().map(|h| h.to_string()).unwrap_or_default();
+                Ok(Local { row: Some((name.clone(), value)), ..Local::tag("SHOW") })
+            }
+            Effect::Deallocate(name) => self.deallocate(name.as_deref()),
+            Effect::Discard(what) => self.discard(*what),
+            _ => Err(refusals::internal()),
+        }
+    }
+
+    fn after_control(
+        &mut self,
+        control: &crate::sql::Transaction,
+        answer: Answer,
+        was_pending: bool,
+    ) -> Result<Local, ErrorReply> {
+        use crate::sql::Transaction;
+        if matches!(answer, Answer::Tag(_)) {
+            match control {
+                Transaction::Commit { .. } if was_pending => self.ledger.commit(),
+                Transaction::Commit { .. } | Transaction::Rollback { .. } => self.ledger.rollback(),
+                Transaction::Savepoint(name) => self.ledger.savepoint(name),
+                Transaction::RollbackTo(name) => self.ledger.rollback_to(name),
+                _ => {}
+            }
+            self.renew_names();
+        }
+        match answer {
+            Answer::Tag(tag) => Ok(Local::tag(tag)),
+            Answer::Warned(warning, tag) => {
+                Ok(Local { warning: Some(warning), ..Local::tag(tag) })
+            }
+            Answer::Refused(refusal) => Err(refusal),
+        }
+    }
+
+    /// Outside a block each statement is a transaction of its own.
+    fn settle_implicit(&mut self) {
+        if matches!(self.block, super::Block::None) && self.attached.is_none() {
+            self.ledger.commit();
+        }
+        self.renew_names();
+    }
+
+    fn set_locally(
+        &mut self,
+        settings: &[Setting],
+        values: &dyn Values,
+        text: &str,
+    ) -> Result<Local, ErrorReply> {
+        let is_hospital = settings.iter().any(|setting| setting.name == params::HOSPITAL);
+        if is_hospital && settings.len() > 1 {
+            return Err(refusals::unsupported(
+                "pgward.hospital_id set together with other settings",
+                "Set it in a statement of its own.",
+            ));
+        }
+        let Some(setting) = settings.first() else { return Err(refusals::internal()) };
+        if !is_hospital {
+            // BEGIN is not out yet: the statement goes behind it, and is answered now.
+            for setting in settings {
+                let value = self.setting_value(setting, values)?;
+                self.block.queue(text)?;
+                if !setting.is_local {
+                    match value {
+                        Some(value) => self.ledger.set(&setting.name, &value),
+                        None => self.ledger.reset(&setting.name),
+                    }
+                }
+            }
+            self.renew_names();
+            return Ok(Local::tag("SET"));
+        }
+        let value = match setting.value {
+            SettingValue::Computed => return Err(refusals::computed_setting(params::HOSPITAL)),
+            _ => self.setting_value(setting, values)?,
+        };
+        let shown = match value.as_deref() {
+            None => {
+                self.ledger.reset_hospital(setting.is_local);
+                self.ledger.hospital().map(|h| h.to_string()).unwrap_or_default()
+            }
+            Some("") => {
+                self.bind_hospital(None, setting.is_local)?;
+                String::new()
+            }
+            Some(text) => {
+                let hospital = HospitalId::parse(text)
+                    .ok_or_else(|| refusals::not_a_uuid("pgward.hospital_id"))?;
+                self.bind_hospital(Some(hospital), setting.is_local)?;
+                text.to_owned()
+            }
+        };
+        let warning = (setting.is_local
+            && !setting.from_function
+            && matches!(self.block, super::Block::None)
+            && self.attached.is_none())
+        .then(|| refusals::transaction_required("SET LOCAL"));
+        self.settle_implicit();
+        Ok(if setting.from_function {
+            Local { row: Some(("set_config".into(), shown)), ..Local::tag("SELECT 1") }
+        } else {
+            Local { warning, ..Local::tag("SET") }
+        })
+    }
+
+    /// A login that is bound to hospitals stays within them.
+    fn bind_hospital(
+        &mut self,
+        hospital: Option<HospitalId>,
+        is_local: bool,
+    ) -> Result<(), ErrorReply> {
+        if let Some(hospital) = hospital {
+            may_bind(&self.user.rights.hospitals, hospital)?;
+            if self.services.map.peek().locate(hospital).is_err() {
+                return Err(refusals::unknown_hospital());
+            }
+        }
+        self.ledger.set_hospital(hospital, is_local);
+        Ok(())
+    }
+
+    /// The value that a SET or set_config gives; `None` is the default.
+    pub(super) fn setting_value(
+        &self,
+        setting: &Setting,
+        values: &dyn Values,
+    ) -> Result<Option<String>, ErrorReply> {
+        let value = match &setting.value {
+            SettingValue::Text(text) => Some(text.clone()),
+            SettingValue::Slot(slot) => values.literal(*slot).map(|text| text.into_owned()),
+            SettingValue::Param(n) => match values.param(*n) {
+                Some((_, Some(bytes))) => String::from_utf8(bytes.to_vec()).ok(),
+                _ => None,
+            },
+            SettingValue::Computed | SettingValue::Default => None,
+        };
+        if let Some(value) = &value {
+            check_setting(&setting.name, value)?;
+        }
+        Ok(value)
+    }
+
+    fn deallocate(&mut self, name: Option<&str>) -> Result<Local, ErrorReply> {
+        match name {
+            None => {
+                self.statements.clear();
+                Ok(Local::tag("DEALLOCATE ALL"))
+            }
+            Some(name) if self.statements.get(name.as_bytes()).is_some() => {
+                self.statements.remove(name.as_bytes());
+                Ok(Local::tag("DEALLOCATE"))
+            }
+            Some(name) => Err(refusals::no_statement(name)),
+        }
+    }
+
+    fn discard(&mut self, what: Discard) -> Result<Local, ErrorReply> {
+        if what == Discard::All {
+            if !matches!(self.block, super::Block::None) || self.attached.is_some() {
+                return Err(ErrorReply::error(
+                    "25001",
+                    "DISCARD ALL cannot run inside a transaction block",
+                ));
+            }
+            self.ledger.discard_all();
+            self.statements.clear();
+            self.settle_implicit();
+        }
+        Ok(Local::tag(match what {
+            Discard::All => "DISCARD ALL",
+            Discard::Plans => "DISCARD PLANS",
+            Discard::Sequences => "DISCARD SEQUENCES",
+            Discard::Temp => "DISCARD TEMP",
+        }))
+    }
+}
+
+/// May a login with these hospitals bind its session to `hospital`?
+pub(super) fn may_bind(hospitals: &Hospitals, hospital: HospitalId) -> Result<(), ErrorReply> {
+    match hospitals {
+        Hospitals::Only(list) if !list.contains(&hospital) => Err(refusals::login_may_not_reach()),
+        _ => Ok(()),
+    }
+}
+
+/// Settings that would make pgward misread statements are refused.
+pub(super) fn check_setting(name: &str, value: &str) -> Result<(), ErrorReply> {
+    match name {
+        "client_encoding" => {
+            let plain: String =
+                value.chars().filter(char::is_ascii_alphanumeric).collect::<String>();
+            let is_known = ["utf8", "unicode", "sqlascii"]
+                .iter()
+                .any(|known| plain.eq_ignore_ascii_case(known));
+            if is_known { Ok(()) } else { Err(refusals::unsupported_encoding(value)) }
+        }
+        "standard_conforming_strings" => {
+            let is_on = ["on", "true", "yes", "1", "t", "y"]
+                .iter()
+                .any(|on| value.trim().eq_ignore_ascii_case(on));
+            if is_on { Ok(()) } else { Err(refusals::nonstandard_strings()) }
+        }
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_that_change_how_text_reads_are_refused() {
+        for (name, value, is_ok) in [
+            ("client_encoding", "UTF8", true),
+            ("client_encoding", "utf-8", true),
+            ("client_encoding", "SQL_ASCII", true),
+            ("client_encoding", "SJIS", false),
+            ("client_encoding", "LATIN1", false),
+            ("standard_conforming_strings", "on", true),
+            ("standard_conforming_strings", "off", false),
+            ("work_mem", "off", true),
+        ] {
+            assert_eq!(check_setting(name, value).is_ok(), is_ok, "{name}={value}");
+        }
+    }
+}

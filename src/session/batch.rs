@@ -1,0 +1,870 @@
+//! The extended protocol: gathers a batch (what a client sends up to Sync, Flush or a bound), has
+//! each Bind routed, and puts it on one server under the server's own statement names.
+//!
+//! A batch before its Sync is one transaction and belongs to one hospital, so all its members
+//! agree before the first goes out. What was gathered is bounded by `batch_bytes_max`; a longer
+//! batch goes out in pieces, bound to the server that the first piece chose. A refusal fails the
+//! batch as an error of the server would. Manual: "Extended Query".
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use bytes::{Bytes, BytesMut};
+
+use super::block::Block;
+use super::exchange::{Relayed, Run, Running, Unattached, Until, send_sync};
+use super::statements::{Kept, Statement};
+use super::{Attached, End, Session, violation};
+use crate::catalog::Snapshot;
+use crate::route::{Bound, Role, Route, Values, refusals};
+use crate::server::{Expect, Message, ServerConn};
+use crate::sql::{Access, Effect};
+use crate::wire::backend::{self, ErrorReply};
+use crate::wire::frontend::{self, Bind, Execute, Kind, Named, Parse, tag};
+use crate::wire::{self, HEADER_BYTES};
+
+/// Declared parameter types that a Parse may carry (Postgres's own limit).
+const TYPES_MAX: usize = 65_535;
+
+/// Messages that make up a batch.
+pub(super) fn is_member(tag: u8) -> bool {
+    matches!(
+        tag,
+        tag::PARSE | tag::BIND | tag::DESCRIBE | tag::EXECUTE | tag::CLOSE | tag::SYNC | tag::FLUSH
+    )
+}
+
+/// One message of a batch, looked at.
+struct Step {
+    frame: Range<usize>,
+    kind: StepKind,
+}
+
+enum StepKind {
+    Parse(Arc<Statement>),
+    Bind(Arc<Statement>),
+    DescribeStatement(Arc<Statement>),
+    /// Close of a statement: the server keeps the shared one.
+    CloseStatement,
+    /// Describe or Close of a portal, Execute: as sent.
+    Portal(Message),
+    Execute,
+    /// Answered here when its turn comes.
+    Local(Message, Bytes),
+    /// Transaction control: the server's if the batch goes to one, else answered here.
+    Control(Message, Arc<Statement>, Arc<Kept>),
+    Sync,
+    Flush,
+}
+
+/// A batch, looked at and not yet sent.
+#[derive(Default)]
+struct Batch {
+    /// What names mean throughout it.
+    snapshot: Arc<Snapshot>,
+    steps: Vec<Step>,
+    end: usize,
+    route: Option<Route>,
+    needs_server: bool,
+    has_sync: bool,
+    /// Names that this batch gave away, with what they meant before, to take back what fails.
+    named: Vec<(Box<[u8]>, Option<Arc<Statement>>)>,
+    portal: Option<Arc<Statement>>,
+    portals: Vec<(Box<[u8]>, Arc<Statement>)>,
+}
+
+/// Values of one Bind.
+struct BindValues<'a> {
+    bind: Bind<'a>,
+    kept: &'a Kept,
+}
+
+impl Values for BindValues<'_> {
+    fn param(&self, n: u16) -> Option<(i16, Option<&[u8]>)> {
+        self.bind.param(n)
+    }
+
+    fn literal(&self, slot: u16) -> Option<std::borrow::Cow<'_, str>> {
+        self.kept.literal(slot).map(std::borrow::Cow::Borrowed)
+    }
+
+    fn hint(&self) -> Result<Option<&str>, ()> {
+        self.kept.hint()
+    }
+}
+
+/// No values: a statement that is only described.
+struct NoValues<'a>(&'a Kept);
+
+impl Values for NoValues<'_> {
+    fn param(&self, _n: u16) -> Option<(i16, Option<&[u8]>)> {
+        None
+    }
+
+    fn literal(&self, slot: u16) -> Option<std::borrow::Cow<'_, str>> {
+        self.0.literal(slot).map(std::borrow::Cow::Borrowed)
+    }
+
+    fn hint(&self) -> Result<Option<&str>, ()> {
+        self.0.hint()
+    }
+}
+
+enum Trouble {
+    Refused(ErrorReply),
+    /// As refused, and perhaps only because the catalog is old.
+    Unknown(ErrorReply),
+    End(End),
+}
+
+impl From<ErrorReply> for Trouble {
+    fn from(refusal: ErrorReply) -> Self {
+        Self::Refused(refusal)
+    }
+}
+
+impl From<wire::Error> for Trouble {
+    fn from(error: wire::Error) -> Self {
+        Self::End(End::Fatal(violation(&error)))
+    }
+}
+
+impl Session {
+    /// Messages of the extended protocol stand at the front of the input. `false`: more must come
+    /// before anything can be done.
+    pub(super) async fn on_batch(&mut self, limit: usize) -> Result<bool, End> {
+        if self.is_skipping {
+            return self.skip(limit).await;
+        }
+        let Some(end) = self.batch_end(limit)? else { return Ok(false) };
+        if let Some(loss) = self.loss.take() {
+            self.refuse_batch(Batch::default(), *loss);
+            return Ok(true);
+        }
+        let mut looked = self.look_at_batch(end);
+        if let Err((Trouble::Unknown(_), _)) = looked
+            && self.refresh_catalog().await
+        {
+            looked = self.look_at_batch(end);
+        }
+        let mut run = Run::new(Route::Any { role: Role::Replica });
+        match looked {
+            Ok(batch) => {
+                match self.complete_run(&batch, &mut run) {
+                    Ok(()) => self.run_batch(batch, run).await?,
+                    Err(Trouble::End(end)) => return Err(end),
+                    Err(Trouble::Refused(refusal) | Trouble::Unknown(refusal)) => {
+                        self.refuse_batch(batch, refusal);
+                    }
+                }
+                Ok(true)
+            }
+            Err((Trouble::End(end), _)) => Err(end),
+            Err((Trouble::Refused(refusal) | Trouble::Unknown(refusal), batch)) => {
+                self.refuse_batch(batch, refusal);
+                Ok(true)
+            }
+        }
+    }
+
+    /// Where the gathered batch ends: behind a Sync or Flush, before a message of another kind,
+    /// or behind the last whole message once the bound is reached.
+    fn batch_end(&self, limit: usize) -> Result<Option<usize>, End> {
+        let input = self.input.as_slice();
+        let bound = self.services.config.load().routing.batch_bytes_max;
+        let mut at = 0;
+        loop {
+            match wire::header(&input[at..], limit) {
+                Err(error) => return Err(End::Fatal(violation(&error))),
+                Ok(Some(header)) if at + header.total <= input.len() => {
+                    if !is_member(header.tag) {
+                        return Ok(Some(at));
+                    }
+                    at += header.total;
+                    if matches!(header.tag, tag::SYNC | tag::FLUSH) {
+                        return Ok(Some(at));
+                    }
+                }
+                Ok(_) if input.len() >= bound && at > 0 => return Ok(Some(at)),
+                Ok(_) => return Ok(None),
+            }
+        }
+    }
+
+    /// Drops what follows a failure, up to its Sync.
+    async fn skip(&mut self, limit: usize) -> Result<bool, End> {
+        while let Some((tag, total)) = super::whole_frame(self.input.as_slice(), limit)? {
+            if tag == tag::TERMINATE {
+                return Err(End::Client);
+            }
+            self.input.advance(total);
+            if tag == tag::SYNC {
+                self.is_skipping = false;
+                if self.attached.is_some() {
+                    self.sync_server().await?;
+                } else {
+                    let status = self.block.status();
+                    backend::write_ready_for_query(self.output.tail(), status);
+                }
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// The batch fails: its names are taken back, its rest is dropped up to its Sync.
+    fn refuse_batch(&mut self, batch: Batch, refusal: ErrorReply) {
+        self.take_back_names(batch.named, 0);
+        if !matches!(self.block, Block::Pending(_)) || self.attached.is_some() {
+            self.ledger_rollback_if_alone();
+        }
+        self.refuse(refusal);
+        self.is_skipping = true;
+        // `skip` finds the Sync, which may be in what was gathered.
+    }
+
+    /// Outside a block a failed batch takes its own settings with it.
+    fn ledger_rollback_if_alone(&mut self) {
+        if matches!(self.block, Block::None) && self.attached.is_none() {
+            self.ledger.rollback();
+            self.renew_names();
+        }
+    }
+
+    /// Names given by Parse messages beyond the first `confirmed` mean again what they did before.
+    fn take_back_names(
+        &mut self,
+        named: Vec<(Box<[u8]>, Option<Arc<Statement>>)>,
+        confirmed: usize,
+    ) {
+        for (name, before) in named.into_iter().skip(confirmed).rev() {
+            match before {
+                Some(statement) if !name.is_empty() => self.statements.insert(&name, statement),
+                _ => self.statements.remove(&name),
+            }
+        }
+    }
+
+    fn look_at_batch(&mut self, end: usize) -> Result<Batch, (Trouble, Batch)> {
+        let snapshot = self.services.catalog.current();
+        let mut batch = Batch { snapshot, end, ..Batch::default() };
+        let mut at = 0;
+        while at < end {
+            let header = match wire::header(&self.input.as_slice()[at..], usize::MAX) {
+                Ok(Some(header)) => header,
+                _ => break,
+            };
+            let frame = at..at + header.total;
+            at = frame.end;
+            if let Err(trouble) = self.look_at_message(&mut batch, header.tag, frame) {
+                return Err((trouble, batch));
+            }
+        }
+        Ok(batch)
+    }
+
+    fn look_at_message(
+        &mut self,
+        batch: &mut Batch,
+        tag: u8,
+        frame: Range<usize>,
+    ) -> Result<(), Trouble> {
+        let body = frame.start + HEADER_BYTES..frame.end;
+        let kind = match tag {
+            tag::PARSE => self.look_at_parse(batch, body)?,
+            tag::BIND => self.look_at_bind(batch, body)?,
+            tag::DESCRIBE => {
+                let named = Named::read_describe(&self.input.as_slice()[body])?;
+                match named.kind {
+                    Kind::Statement => {
+                        let known = self.statements.get(named.name).cloned();
+                        let statement =
+                            known.ok_or_else(|| refusals::no_statement(&name_of(named.name)))?;
+                        self.look_at_describe(batch, statement)?
+                    }
+                    Kind::Portal => {
+                        let statement = self.portal(batch, named.name)?;
+                        self.portal_step(batch, Message::Describe, statement)?
+                    }
+                }
+            }
+            tag::EXECUTE => {
+                let execute = Execute::read(&self.input.as_slice()[body])?;
+                let statement = self.portal(batch, execute.portal)?;
+                self.portal_step(batch, Message::Execute, statement)?
+            }
+            tag::CLOSE => self.look_at_close(batch, body)?,
+            tag::SYNC => {
+                batch.has_sync = true;
+                StepKind::Sync
+            }
+            _ => StepKind::Flush,
+        };
+        batch.steps.push(Step { frame, kind });
+        Ok(())
+    }
+
+    fn look_at_parse(&mut self, batch: &mut Batch, body: Range<usize>) -> Result<StepKind, Trouble> {
+        let parse = Parse::read(&self.input.as_slice()[body])?;
+        let sql = super::utf8(parse.sql)?;
+        let mut types = [0u32; 32];
+        let count = parse.param_types().len();
+        let statement = if count <= types.len() {
+            parse.param_types().zip(&mut types).for_each(|(oid, slot)| *slot = oid);
+            self.services.statements.intern(sql, &types[..count], &self.names)
+        } else {
+            let types: Vec<u32> = parse.param_types().take(TYPES_MAX).collect();
+            self.services.statements.intern(sql, &types, &self.names)
+        };
+        let kept = self.facts(batch, &statement)?;
+        self.check_failed(&kept.analysis)?;
+        let max = self.services.config.load().pool.max_client_statements;
+        let before = self.statements.get(parse.name).cloned();
+        if !parse.name.is_empty() {
+            if before.is_some() {
+                return Err(refusals::duplicate_statement(&name_of(parse.name)).into());
+            }
+            if self.statements.len() >= max {
+                return Err(refusals::too_many_statements().into());
+            }
+        }
+        let name: Box<[u8]> = parse.name.into();
+        self.statements.insert(&name, statement.clone());
+        batch.named.push((name, before));
+        Ok(match self.place(&kept) {
+            Place::Server => {
+                // A text that no login could ever run is refused now, not at its Bind.
+                self.check_parse(batch, &kept)?;
+                batch.needs_server = true;
+                StepKind::Parse(statement)
+            }
+            Place::Local => StepKind::Local(Message::Parse, local(backend::write_parse_complete)),
+            Place::Control => StepKind::Control(Message::Parse, statement, kept),
+        })
+    }
+
+    /// Facts of a statement under the catalog of now.
+    fn facts(&self, batch: &Batch, statement: &Statement) -> Result<Arc<Kept>, Trouble> {
+        statement
+            .analysis(&self.services.analyzer, &batch.snapshot.catalog)
+            .map_err(|error| Trouble::Refused(super::syntax_reply(&error)))
+    }
+
+    /// Where a statement is answered, as far as it says by itself.
+    fn place(&self, kept: &Kept) -> Place {
+        match kept.analysis.statements.as_slice() {
+            [only] if matches!(only.effect, Effect::Transaction(_)) => Place::Control,
+            [only] if self.is_local(only, self.attached.is_some()) => Place::Local,
+            _ => Place::Server,
+        }
+    }
+
+    /// Parse sends text to a server with no hospital known. What is wrong with it whatever the
+    /// values are is said at once; the rest is Bind's.
+    fn check_parse(&self, batch: &Batch, kept: &Kept) -> Result<(), Trouble> {
+        let config = self.services.config.load();
+        let is_unguarded = config.guard.mode == crate::route::GuardMode::Route
+            && self.services.map.peek().shards().len() == 1;
+        if is_unguarded {
+            return Ok(());
+        }
+        let problems = kept.analysis.statements.iter().flat_map(|s| s.problems.first());
+        if problems.clone().next().is_none() {
+            return Ok(());
+        }
+        let is_unknown = kept.analysis.statements.iter().any(|s| s.unknown_names);
+        match self.decide(&batch.snapshot, &kept.analysis, &NoValues(kept), None) {
+            Err(refusal) if is_unknown => Err(Trouble::Unknown(refusal)),
+            Err(refusal) => Err(Trouble::Refused(refusal)),
+            Ok(_) => Ok(()),
+        }
+    }
+
+    fn look_at_bind(&mut self, batch: &mut Batch, body: Range<usize>) -> Result<StepKind, Trouble> {
+        let bind = Bind::read(&self.input.as_slice()[body])?;
+        let mut statement = match self.statements.get(bind.statement) {
+            Some(statement) => statement.clone(),
+            None => return Err(refusals::no_statement(&name_of(bind.statement)).into()),
+        };
+        if *statement.names() != self.names {
+            // Names mean something else since it was parsed; so may the statement.
+            let store = &self.services.statements;
+            statement = store.intern(statement.sql(), statement.types(), &self.names);
+        }
+        let kept = self.facts(batch, &statement)?;
+        self.check_failed(&kept.analysis)?;
+        let is_unknown = kept.analysis.statements.iter().any(|s| s.unknown_names);
+        let place = self.place(&kept);
+        if let Place::Server = place {
+            let values = BindValues { bind, kept: &kept };
+            let bound = batch.route.and_then(bound_of);
+            match self.decide(&batch.snapshot, &kept.analysis, &values, bound) {
+                Ok(route) => batch.route = Some(merge(batch.route, route, &kept)),
+                Err(refusal) if is_unknown => return Err(Trouble::Unknown(refusal)),
+                Err(refusal) => return Err(refusal.into()),
+            }
+            batch.needs_server = true;
+        }
+        if bind.portal.is_empty() {
+            batch.portal = Some(statement.clone());
+        } else {
+            batch.portals.push((bind.portal.into(), statement.clone()));
+        }
+        Ok(match place {
+            Place::Server => StepKind::Bind(statement),
+            Place::Local => StepKind::Local(Message::Bind, local(backend::write_bind_complete)),
+            Place::Control => StepKind::Control(Message::Bind, statement, kept),
+        })
+    }
+
+    /// The statement of a portal; `None` where the server that is held may know it.
+    fn portal(&self, batch: &Batch, name: &[u8]) -> Result<Option<Arc<Statement>>, Trouble> {
+        let in_batch = if name.is_empty() {
+            batch.portal.as_ref()
+        } else {
+            batch.portals.iter().rev().find(|(n, _)| **n == *name).map(|(_, statement)| statement)
+        };
+        if let Some(statement) = in_batch {
+            return Ok(Some(statement.clone()));
+        }
+        match &self.attached {
+            Some(attached) => {
+                let known = attached.portals.iter().rev().find(|(n, _)| **n == *name);
+                Ok(known.map(|(_, statement)| statement.clone()))
+            }
+            None => Err(refusals::no_portal(&name_of(name)).into()),
+        }
+    }
+
+    /// Execute or Describe of a portal.
+    fn portal_step(
+        &mut self,
+        batch: &mut Batch,
+        message: Message,
+        statement: Option<Arc<Statement>>,
+    ) -> Result<StepKind, Trouble> {
+        let forwarded = |batch: &mut Batch| {
+            batch.needs_server = true;
+            if message == Message::Execute { StepKind::Execute } else { StepKind::Portal(message) }
+        };
+        let Some(statement) = statement else { return Ok(forwarded(batch)) };
+        let kept = self.facts(batch, &statement)?;
+        match self.place(&kept) {
+            Place::Server => Ok(forwarded(batch)),
+            Place::Control => Ok(StepKind::Control(message, statement, kept)),
+            Place::Local => {
+                let Some(only) = kept.analysis.statements.first() else {
+                    return Ok(forwarded(batch));
+                };
+                let mut out = BytesMut::new();
+                if message == Message::Describe {
+                    Self::describe_locally(only).write_description(&mut out);
+                } else {
+                    let local = self.execute_locally(only, &kept, batch)?;
+                    local.write_result(&mut out);
+                }
+                Ok(StepKind::Local(message, out.freeze()))
+            }
+        }
+    }
+
+    /// Runs a local statement with the parameters of the Bind before it in the batch.
+    fn execute_locally(
+        &mut self,
+        only: &crate::sql::Statement,
+        kept: &Kept,
+        batch: &Batch,
+    ) -> Result<super::answer::Local, Trouble> {
+        let text = batch.portal.as_ref().map(|s| s.sql().to_owned()).unwrap_or_default();
+        let bind = batch.steps.iter().rev().find_map(|step| match step.kind {
+            StepKind::Local(Message::Bind, _) => Some(step.frame.clone()),
+            _ => None,
+        });
+        let Some(frame) = bind else { return Ok(self.answer(only, &NoValues(kept), &text)?) };
+        let body = self.input.as_slice()[frame.start + HEADER_BYTES..frame.end].to_vec();
+        let values = BindValues { bind: Bind::read(&body)?, kept };
+        Ok(self.answer(only, &values, &text)?)
+    }
+
+    fn look_at_describe(
+        &mut self,
+        batch: &mut Batch,
+        statement: Arc<Statement>,
+    ) -> Result<StepKind, Trouble> {
+        let kept = self.facts(batch, &statement)?;
+        Ok(match self.place(&kept) {
+            Place::Server => {
+                batch.needs_server = true;
+                StepKind::DescribeStatement(statement)
+            }
+            Place::Control => StepKind::Control(Message::Describe, statement, kept),
+            Place::Local => {
+                let mut out = BytesMut::new();
+                let types: Vec<u32> = match statement.types() {
+                    [] if statement.sql().contains("$1") => vec![25],
+                    types => types.iter().map(|oid| if *oid == 0 { 25 } else { *oid }).collect(),
+                };
+                backend::write_parameter_description(&mut out, &types);
+                if let Some(only) = kept.analysis.statements.first() {
+                    Self::describe_locally(only).write_description(&mut out);
+                }
+                StepKind::Local(Message::Describe, out.freeze())
+            }
+        })
+    }
+
+    fn look_at_close(&mut self, batch: &mut Batch, body: Range<usize>) -> Result<StepKind, Trouble> {
+        let named = Named::read_close(&self.input.as_slice()[body])?;
+        Ok(match named.kind {
+            Kind::Statement => {
+                let name: Box<[u8]> = named.name.into();
+                let before = self.statements.get(&name).cloned();
+                self.statements.remove(&name);
+                // Close is not undone by a failure; a Parse of the name before it is no more.
+                batch.named.retain(|(n, _)| *n != name);
+                drop(before);
+                StepKind::CloseStatement
+            }
+            Kind::Portal if self.attached.is_some() || batch.needs_server => {
+                batch.needs_server = true;
+                StepKind::Portal(Message::Close)
+            }
+            Kind::Portal => {
+                StepKind::Local(Message::Close, local(backend::write_close_complete))
+            }
+        })
+    }
+
+    /// What the batch as a whole does, in the order in which it runs.
+    fn complete_run(&mut self, batch: &Batch, run: &mut Run) -> Result<(), Trouble> {
+        if let Some(route) = batch.route {
+            run.route = route;
+        } else if let Some(attached) = &self.attached {
+            let Bound { hospital, shard, role } = attached.bound;
+            run.route = Route::One { hospital, shard, role };
+        }
+        run.is_aside = self.attached.is_none()
+            && matches!(self.block, Block::Pending(_))
+            && matches!(run.route, Route::Any { .. });
+        if !batch.needs_server && self.attached.is_none() {
+            return Ok(());
+        }
+        // Effects come in the order of the Executes, with the values of the Bind before each.
+        let mut last: Option<(Arc<Statement>, Range<usize>)> = None;
+        for step in &batch.steps {
+            match &step.kind {
+                StepKind::Bind(statement) => last = Some((statement.clone(), step.frame.clone())),
+                StepKind::Control(Message::Bind, statement, _) => {
+                    last = Some((statement.clone(), step.frame.clone()));
+                }
+                StepKind::Execute | StepKind::Control(Message::Execute, ..) => {
+                    let Some((statement, frame)) = &last else {
+                        run.add_nothing();
+                        continue;
+                    };
+                    let kept = self.facts(batch, statement)?;
+                    let body = &self.input.as_slice()[frame.start + HEADER_BYTES..frame.end];
+                    let values = BindValues { bind: Bind::read(body)?, kept: &kept };
+                    run.add_execute(self, &kept.analysis, &values)?;
+                }
+                _ => {}
+            }
+        }
+        // Pieces of a long batch are followed throughout: their replies come later.
+        let is_whole = batch.has_sync || self.ends_with_flush(batch);
+        let is_first = self.attached.as_ref().is_none_or(|attached| attached.effects.is_empty());
+        if is_whole && is_first {
+            run.drop_idle_effects();
+        }
+        Ok(())
+    }
+
+    async fn run_batch(&mut self, batch: Batch, mut run: Run) -> Result<(), End> {
+        if !batch.needs_server && self.attached.is_none() {
+            self.answer_batch(batch);
+            return Ok(());
+        }
+        loop {
+            let mut attached = match self.attach(&run).await {
+                Ok(attached) => attached,
+                Err(Unattached::End(end)) => return Err(end),
+                Err(unattached) => {
+                    self.take_back_names(batch.named, 0);
+                    self.ledger_rollback_if_alone();
+                    self.on_unattached(unattached)?;
+                    self.is_skipping = true;
+                    return Ok(());
+                }
+            };
+            let may_rerun = self.begin(&mut attached, &run) && batch.has_sync;
+            self.emit(&batch, &mut attached);
+            attached.portals.extend(batch.portals.iter().cloned());
+            if let Some(statement) = &batch.portal {
+                attached.portals.retain(|(name, _)| !name.is_empty());
+                attached.portals.push((Box::default(), statement.clone()));
+            }
+            let kept = if may_rerun { batch.end } else { 0 };
+            self.input.advance(batch.end - kept);
+            let is_flushed = batch.has_sync || self.ends_with_flush(&batch);
+            let until = if is_flushed { Until::Settled } else { Until::Sent };
+            let mut running = Running::new(may_rerun);
+            let relayed = self.relay(&mut attached, &mut running, until, kept).await?;
+            let confirmed = attached.checkout.server.pipeline().client_parses();
+            match relayed {
+                Relayed::Rerun => {
+                    self.rerun_on_primary(attached, &mut run);
+                    continue;
+                }
+                Relayed::Done => {
+                    self.input.advance(kept);
+                    if running.has_failed {
+                        self.take_back_names(batch.named, confirmed);
+                        self.is_skipping = running.ready.is_none();
+                    }
+                    self.settle(attached, &run, running);
+                }
+                Relayed::Lost => {
+                    self.input.advance(kept);
+                    self.take_back_names(batch.named, confirmed);
+                    self.on_lost(attached, &run, &running)?;
+                    if batch.has_sync {
+                        let status = self.block.status();
+                        backend::write_ready_for_query(self.output.tail(), status);
+                    } else {
+                        self.is_skipping = true;
+                    }
+                }
+            }
+            return Ok(());
+        }
+    }
+
+    fn ends_with_flush(&self, batch: &Batch) -> bool {
+        matches!(batch.steps.last(), Some(Step { kind: StepKind::Flush, .. }))
+    }
+
+    /// Answers a batch that needs no server.
+    fn answer_batch(&mut self, batch: Batch) {
+        let mut parses = 0;
+        for step in &batch.steps {
+            match &step.kind {
+                StepKind::Local(message, bytes) => {
+                    parses += usize::from(*message == Message::Parse);
+                    self.output.push(bytes);
+                }
+                StepKind::Control(message, statement, kept) => {
+                    parses += usize::from(*message == Message::Parse);
+                    if let Err(refusal) = self.control(*message, statement, kept) {
+                        self.take_back_names(batch.named, parses);
+                        self.refuse(refusal);
+                        self.is_skipping = true;
+                        return;
+                    }
+                }
+                StepKind::CloseStatement => backend::write_close_complete(self.output.tail()),
+                StepKind::Sync => {
+                    let status = self.block.status();
+                    backend::write_ready_for_query(self.output.tail(), status);
+                }
+                _ => {}
+            }
+        }
+        self.input.advance(batch.end);
+    }
+
+    /// One message of transaction control that no server needs to hear.
+    fn control(
+        &mut self,
+        message: Message,
+        statement: &Statement,
+        kept: &Kept,
+    ) -> Result<(), ErrorReply> {
+        match message {
+            Message::Parse => backend::write_parse_complete(self.output.tail()),
+            Message::Bind => backend::write_bind_complete(self.output.tail()),
+            Message::Execute => {
+                if let Some(only) = kept.analysis.statements.first() {
+                    let local = self.answer(only, &NoValues(kept), statement.sql())?;
+                    local.write_result(self.output.tail());
+                }
+            }
+            _ => {
+                // Describe of a portal has no ParameterDescription; control has no parameters, and
+                // NoData ends both.
+                backend::write_no_data(self.output.tail());
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts the batch into the server's buffer under the server's own names.
+    fn emit(&mut self, batch: &Batch, attached: &mut Attached) {
+        let config = self.services.config.load();
+        let (max, threshold) =
+            (config.pool.max_prepared_statements, config.pool.server_prepare_threshold);
+        let input = self.input.as_slice();
+        let server = &mut *attached.checkout.server;
+        for step in &batch.steps {
+            let frame = &input[step.frame.clone()];
+            let body = &frame[HEADER_BYTES..];
+            match &step.kind {
+                StepKind::Parse(statement) | StepKind::Control(Message::Parse, statement, _) => {
+                    let is_unnamed = body.first() == Some(&0);
+                    if is_unnamed {
+                        statement.unnamed_uses.fetch_add(1, Ordering::Relaxed);
+                    }
+                    emit_parse(server, statement, !is_unnamed, threshold, max, true);
+                }
+                StepKind::Bind(statement) | StepKind::Control(Message::Bind, statement, _) => {
+                    // Read once already when it was looked at.
+                    let Ok(bind) = Bind::read(body) else { continue };
+                    let is_named = !bind.statement.is_empty();
+                    let name = ready(server, statement, is_named, threshold, max);
+                    server.send(Message::Bind, Expect::Forward, |out| {
+                        frontend::write_bind_as(out, &bind, name);
+                    });
+                }
+                StepKind::DescribeStatement(statement) => {
+                    let is_named = body.len() > 2;
+                    let name = ready(server, statement, is_named, threshold, max);
+                    server.send(Message::Describe, Expect::Forward, |out| {
+                        frontend::write_describe(out, Kind::Statement, name);
+                    });
+                }
+                StepKind::Control(Message::Describe, statement, _) => {
+                    if body.first() == Some(&b'S') {
+                        let name = ready(server, statement, body.len() > 2, threshold, max);
+                        server.send(Message::Describe, Expect::Forward, |out| {
+                            frontend::write_describe(out, Kind::Statement, name);
+                        });
+                    } else {
+                        server.send(Message::Describe, Expect::Forward, |out| {
+                            out.extend_from_slice(frame);
+                        });
+                    }
+                }
+                StepKind::Portal(message) | StepKind::Control(message, ..) => {
+                    server.send(*message, Expect::Forward, |out| out.extend_from_slice(frame));
+                }
+                StepKind::Execute => {
+                    server.send(Message::Execute, Expect::Forward, |out| {
+                        out.extend_from_slice(frame);
+                    });
+                }
+                StepKind::CloseStatement => {
+                    server.synthesize(Message::Close, local(backend::write_close_complete));
+                }
+                StepKind::Local(message, bytes) => server.synthesize(*message, bytes.clone()),
+                StepKind::Sync => send_sync(server),
+                StepKind::Flush => server.send_bytes(frame),
+            }
+        }
+    }
+}
+
+/// Where a statement is answered.
+enum Place {
+    Server,
+    Local,
+    Control,
+}
+
+/// The name of `statement` on `server`, which gets it now if it lacks it.
+fn ready<'s>(
+    server: &mut ServerConn,
+    statement: &'s Statement,
+    is_named: bool,
+    threshold: u32,
+    max: usize,
+) -> &'s [u8] {
+    if server.prepared.touch(statement.id) {
+        return statement.server_name.as_bytes();
+    }
+    if !is_named && server.prepared.is_unnamed(statement.id) {
+        return b"";
+    }
+    emit_parse(server, statement, is_named, threshold, max, false)
+}
+
+/// Sends Parse of `statement` unless the server has it; `is_client`: the client asked for it and
+/// gets the ParseComplete.
+fn emit_parse<'s>(
+    server: &mut ServerConn,
+    statement: &'s Statement,
+    is_named: bool,
+    threshold: u32,
+    max: usize,
+    is_client: bool,
+) -> &'s [u8] {
+    if server.prepared.touch(statement.id) {
+        if is_client {
+            server.synthesize(Message::Parse, local(backend::write_parse_complete));
+        }
+        return statement.server_name.as_bytes();
+    }
+    let expect = if is_client { Expect::Forward } else { Expect::Swallow };
+    let is_repeated =
+        threshold > 0 && statement.unnamed_uses.load(Ordering::Relaxed) >= threshold;
+    let name: &[u8] =
+        if is_named || is_repeated { statement.server_name.as_bytes() } else { b"" };
+    server.send(Message::Parse, expect, |out| {
+        let types = statement.types().iter().copied();
+        frontend::write_parse(out, name, statement.sql().as_bytes(), types);
+    });
+    if name.is_empty() {
+        server.prepared.parse_unnamed(Some(statement.id));
+        return name;
+    }
+    server.prepared.parse_named(statement.id);
+    while let Some(oldest) = server.prepared.evict_over(max.max(1)) {
+        server.send(Message::Close, Expect::Swallow, |out| {
+            frontend::write_close(out, Kind::Statement, oldest.server_name().as_bytes());
+        });
+    }
+    name
+}
+
+/// The bytes of one reply.
+fn local(write: impl FnOnce(&mut BytesMut)) -> Bytes {
+    let mut out = BytesMut::with_capacity(8);
+    write(&mut out);
+    out.freeze()
+}
+
+/// A name as the client wrote it, for an error about it.
+fn name_of(name: &[u8]) -> String {
+    String::from_utf8_lossy(name).into_owned()
+}
+
+/// What a batch is tied to by the members routed so far.
+fn bound_of(route: Route) -> Option<Bound> {
+    match route {
+        // The role may still rise: a member that writes is not refused for a read before it.
+        Route::One { hospital, shard, .. } => Some(Bound { hospital, shard, role: Role::Primary }),
+        Route::Any { .. } => None,
+    }
+}
+
+/// The route of two members: one shard if either has one, the primary if either needs it.
+fn merge(before: Option<Route>, next: Route, kept: &Kept) -> Route {
+    let is_read = kept.analysis.statements.iter().all(|s| s.access == Access::Read);
+    let role_of = |route: Route| match route {
+        Route::One { role, .. } | Route::Any { role } => role,
+    };
+    let Some(before) = before else { return next };
+    // A member that reads rides along: its own role says primary only because the batch was
+    // called bound to one.
+    let needs_primary = role_of(before) == Role::Primary || !is_read;
+    let role = if needs_primary { Role::Primary } else { Role::Replica };
+    match (before, next) {
+        (Route::One { hospital, shard, .. }, Route::One { hospital: other, .. }) => {
+            Route::One { hospital: hospital.or(other), shard, role }
+        }
+        (Route::One { hospital, shard, .. }, Route::Any { .. })
+        | (Route::Any { .. }, Route::One { hospital, shard, .. }) => {
+            Route::One { hospital, shard, role }
+        }
+        (Route::Any { .. }, Route::Any { .. }) => Route::Any { role },
+    }
+}

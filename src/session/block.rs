@@ -1,0 +1,382 @@
+//! The client's transaction block while no server holds it.
+//!
+//! BEGIN costs nothing until the shard is known: it is answered at once, what may stand before
+//! the first real statement (SAVEPOINT, SET LOCAL, ...) is answered and queued, and all of it goes
+//! out with the first statement that needs a server. A refusal in between fails the block here, as
+//! Postgres would. Once a server holds the block, its own status rules. Pure.
+
+use crate::route;
+use crate::sql::{Isolation, Transaction, TransactionModes};
+use crate::wire::TxnStatus;
+use crate::wire::backend::ErrorReply;
+use crate::wire::sqlstate;
+
+/// Statements that may be queued before a server is needed.
+const QUEUE_MAX: usize = 1_000;
+
+/// The block; see the module.
+#[derive(Debug, Default)]
+pub enum Block {
+    /// None.
+    #[default]
+    None,
+    /// Begun for the client only.
+    Pending(Pending),
+    /// A server holds it.
+    Server(TransactionModes),
+    /// Failed; the queue is what ROLLBACK TO may go back to, `None` where a server was lost.
+    Failed(Option<Pending>),
+}
+
+/// What goes out with the first statement.
+#[derive(Debug, Default, Clone, PartialEq)]
+pub struct Pending {
+    /// The client's own BEGIN, as sent.
+    pub begin: String,
+    modes: TransactionModes,
+    queue: Vec<String>,
+    savepoints: Vec<(String, usize)>,
+}
+
+/// How a transaction statement was answered.
+#[derive(Debug, PartialEq)]
+pub enum Answer {
+    /// With this command tag.
+    Tag(&'static str),
+    /// With this tag, behind a warning.
+    Warned(ErrorReply, &'static str),
+    /// With this error; the block has failed.
+    Refused(ErrorReply),
+}
+
+impl Pending {
+    /// BEGIN and the queue, in order.
+    pub fn statements(&self) -> impl Iterator<Item = &str> {
+        std::iter::once(self.begin.as_str()).chain(self.queue.iter().map(String::as_str))
+    }
+
+    /// Its modes so far.
+    pub fn modes(&self) -> TransactionModes {
+        self.modes
+    }
+}
+
+impl Block {
+    /// As ReadyForQuery says it, while no server is held.
+    pub fn status(&self) -> TxnStatus {
+        match self {
+            Self::None => TxnStatus::Idle,
+            Self::Pending(_) | Self::Server(_) => TxnStatus::Open,
+            Self::Failed(_) => TxnStatus::Failed,
+        }
+    }
+
+    /// For `route::decide`; `default_isolation` and `default_read_only` are the session's settings.
+    pub fn view(&self, defaults: TransactionModes) -> route::Block {
+        let modes = match self {
+            Self::None => return route::Block::None,
+            Self::Pending(pending) => pending.modes,
+            Self::Server(modes) => *modes,
+            Self::Failed(_) => TransactionModes::default(),
+        };
+        let read_only = modes.read_only.or(defaults.read_only).unwrap_or(false);
+        match modes.isolation.or(defaults.isolation) {
+            Some(Isolation::RepeatableRead) => {
+                route::Block::Snapshot { read_only, serializable: false }
+            }
+            Some(Isolation::Serializable) => {
+                route::Block::Snapshot { read_only, serializable: true }
+            }
+            _ if read_only => route::Block::ReadOnly,
+            _ => route::Block::ReadWrite,
+        }
+    }
+
+    /// A statement was refused or failed without a server.
+    pub fn fail(&mut self) {
+        *self = match std::mem::take(self) {
+            Self::Pending(pending) => Self::Failed(Some(pending)),
+            other => other,
+        };
+    }
+
+    /// The server that held it is gone.
+    pub fn lose(&mut self) {
+        *self = Self::Failed(None);
+    }
+
+    /// Queues a statement that may stand before the first real one (SET LOCAL, SET CONSTRAINTS).
+    pub fn queue(&mut self, text: &str) -> Result<(), ErrorReply> {
+        let Self::Pending(pending) = self else { return Ok(()) };
+        if pending.queue.len() >= QUEUE_MAX {
+            self.fail();
+            return Err(ErrorReply::error(
+                "54000",
+                format!("more than {QUEUE_MAX} statements before the first one with a hospital"),
+            )
+            .with_hint("name the hospital earlier in the transaction"));
+        }
+        pending.queue.push(text.to_owned());
+        Ok(())
+    }
+
+    /// Transaction control while no server is held; `text` is the statement as sent.
+    pub fn on_control(&mut self, control: &Transaction, text: &str) -> Answer {
+        if let Self::Failed(_) = self {
+            return self.on_control_failed(control);
+        }
+        match control {
+            Transaction::Begin(modes) => match self {
+                Self::None => {
+                    let begin = text.to_owned();
+                    *self = Self::Pending(Pending { begin, modes: *modes, ..Pending::default() });
+                    Answer::Tag(if is_start(text) { "START TRANSACTION" } else { "BEGIN" })
+                }
+                _ => Answer::Warned(
+                    warning(
+                        sqlstate::ACTIVE_SQL_TRANSACTION,
+                        "there is already a transaction in progress",
+                    ),
+                    "BEGIN",
+                ),
+            },
+            Transaction::Commit { chain } => self.end("COMMIT", *chain),
+            Transaction::Rollback { chain } => self.end("ROLLBACK", *chain),
+            Transaction::Savepoint(name) => self.savepoint(name, text),
+            Transaction::Release(name) => self.release(name, text),
+            Transaction::RollbackTo(name) => self.rollback_to(name),
+            Transaction::SetTransaction(modes) => self.set_transaction(*modes, text),
+            Transaction::SetConstraints => match self {
+                Self::Pending(_) => match self.queue(text) {
+                    Ok(()) => Answer::Tag("SET CONSTRAINTS"),
+                    Err(refusal) => Answer::Refused(refusal),
+                },
+                _ => Answer::Warned(only_in_block("SET CONSTRAINTS"), "SET CONSTRAINTS"),
+            },
+        }
+    }
+
+    fn on_control_failed(&mut self, control: &Transaction) -> Answer {
+        match control {
+            // COMMIT of a failed transaction is a ROLLBACK, and says so.
+            Transaction::Commit { chain } | Transaction::Rollback { chain } => {
+                self.end("ROLLBACK", *chain)
+            }
+            Transaction::RollbackTo(name) => self.rollback_to(name),
+            _ => Answer::Refused(is_failed()),
+        }
+    }
+
+    fn end(&mut self, tag: &'static str, chain: bool) -> Answer {
+        let ended = std::mem::take(self);
+        match ended {
+            Self::None if chain => Answer::Refused(ErrorReply::error(
+                sqlstate::NO_ACTIVE_SQL_TRANSACTION,
+                format!("{tag} AND CHAIN can only be used in transaction blocks"),
+            )),
+            Self::None => Answer::Warned(
+                warning(sqlstate::NO_ACTIVE_SQL_TRANSACTION, "there is no transaction in progress"),
+                tag,
+            ),
+            Self::Pending(pending) | Self::Failed(Some(pending)) if chain => {
+                *self = Self::Pending(Pending {
+                    begin: pending.begin,
+                    modes: pending.modes,
+                    ..Pending::default()
+                });
+                Answer::Tag(tag)
+            }
+            _ => Answer::Tag(tag),
+        }
+    }
+
+    fn savepoint(&mut self, name: &str, text: &str) -> Answer {
+        let Self::Pending(pending) = self else {
+            return Answer::Refused(needs_block("SAVEPOINT"));
+        };
+        let at = pending.queue.len() + 1;
+        pending.savepoints.push((name.to_owned(), at));
+        match self.queue(text) {
+            Ok(()) => Answer::Tag("SAVEPOINT"),
+            Err(refusal) => Answer::Refused(refusal),
+        }
+    }
+
+    fn release(&mut self, name: &str, text: &str) -> Answer {
+        let Self::Pending(pending) = self else {
+            return Answer::Refused(needs_block("RELEASE SAVEPOINT"));
+        };
+        match pending.savepoints.iter().rposition(|(n, _)| n == name) {
+            Some(at) => {
+                pending.savepoints.truncate(at);
+                match self.queue(text) {
+                    Ok(()) => Answer::Tag("RELEASE"),
+                    Err(refusal) => Answer::Refused(refusal),
+                }
+            }
+            None => {
+                self.fail();
+                Answer::Refused(no_savepoint(name))
+            }
+        }
+    }
+
+    fn rollback_to(&mut self, name: &str) -> Answer {
+        let pending = match self {
+            Self::Pending(pending) | Self::Failed(Some(pending)) => pending,
+            Self::Failed(None) => return Answer::Refused(is_failed()),
+            _ => return Answer::Refused(needs_block("ROLLBACK TO SAVEPOINT")),
+        };
+        match pending.savepoints.iter().rposition(|(n, _)| n == name) {
+            Some(at) => {
+                let mut pending = std::mem::take(pending);
+                pending.queue.truncate(pending.savepoints[at].1);
+                pending.savepoints.truncate(at + 1);
+                *self = Self::Pending(pending);
+                Answer::Tag("ROLLBACK")
+            }
+            None => {
+                self.fail();
+                Answer::Refused(no_savepoint(name))
+            }
+        }
+    }
+
+    fn set_transaction(&mut self, modes: TransactionModes, text: &str) -> Answer {
+        let Self::Pending(pending) = self else {
+            return Answer::Warned(only_in_block("SET TRANSACTION"), "SET");
+        };
+        let old = pending.modes;
+        pending.modes = TransactionModes {
+            isolation: modes.isolation.or(old.isolation),
+            read_only: modes.read_only.or(old.read_only),
+            deferrable: modes.deferrable.or(old.deferrable),
+        };
+        match self.queue(text) {
+            Ok(()) => Answer::Tag("SET"),
+            Err(refusal) => Answer::Refused(refusal),
+        }
+    }
+}
+
+fn is_start(text: &str) -> bool {
+    text.trim_start().get(..5).is_some_and(|word| word.eq_ignore_ascii_case("start"))
+}
+
+fn warning(sqlstate: &'static str, message: &str) -> ErrorReply {
+    ErrorReply { severity: "WARNING", ..ErrorReply::error(sqlstate, message) }
+}
+
+fn only_in_block(what: &str) -> ErrorReply {
+    warning(
+        sqlstate::NO_ACTIVE_SQL_TRANSACTION,
+        &format!("{what} can only be used in transaction blocks"),
+    )
+}
+
+fn needs_block(what: &str) -> ErrorReply {
+    ErrorReply::error(
+        sqlstate::NO_ACTIVE_SQL_TRANSACTION,
+        format!("{what} can only be used in transaction blocks"),
+    )
+}
+
+fn no_savepoint(name: &str) -> ErrorReply {
+    ErrorReply::error(sqlstate::INVALID_SAVEPOINT, format!("savepoint \"{name}\" does not exist"))
+}
+
+/// Postgres's words for any statement in a failed block.
+pub fn is_failed() -> ErrorReply {
+    ErrorReply::error(
+        sqlstate::IN_FAILED_SQL_TRANSACTION,
+        "current transaction is aborted, commands ignored until end of transaction block",
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn begin() -> Block {
+        let mut block = Block::None;
+        block.on_control(&Transaction::Begin(TransactionModes::default()), "BEGIN");
+        block
+    }
+
+    fn queue(block: &Block) -> Vec<&str> {
+        match block {
+            Block::Pending(pending) => pending.statements().collect(),
+            other => panic!("expected a pending block, got {other:?}"),
+        }
+    }
+
+    #[test]
+    fn begin_and_end_cost_nothing() {
+        let mut block = begin();
+        assert_eq!(block.status(), TxnStatus::Open);
+        let commit = Transaction::Commit { chain: false };
+        assert_eq!(block.on_control(&commit, "COMMIT"), Answer::Tag("COMMIT"));
+        assert_eq!(block.status(), TxnStatus::Idle);
+        assert!(matches!(block.on_control(&commit, "COMMIT"), Answer::Warned(_, "COMMIT")));
+    }
+
+    #[test]
+    fn a_failed_block_takes_only_its_end() {
+        let mut block = begin();
+        block.fail();
+        assert_eq!(block.status(), TxnStatus::Failed);
+        let savepoint = Transaction::Savepoint("s".into());
+        assert!(matches!(block.on_control(&savepoint, ""), Answer::Refused(r) if r.sqlstate == "25P02"));
+        let commit = Transaction::Commit { chain: false };
+        assert_eq!(block.on_control(&commit, "COMMIT"), Answer::Tag("ROLLBACK"));
+        assert_eq!(block.status(), TxnStatus::Idle);
+    }
+
+    #[test]
+    fn rollback_to_revives_a_failed_block_with_its_queue_cut() {
+        let mut block = begin();
+        block.on_control(&Transaction::Savepoint("a".into()), "SAVEPOINT a");
+        block.queue("SET LOCAL x = 1").unwrap();
+        block.on_control(&Transaction::Savepoint("b".into()), "SAVEPOINT b");
+        block.fail();
+        assert_eq!(block.on_control(&Transaction::RollbackTo("a".into()), ""), Answer::Tag("ROLLBACK"));
+        assert_eq!(queue(&block), ["BEGIN", "SAVEPOINT a"]);
+        let gone = block.on_control(&Transaction::RollbackTo("b".into()), "");
+        assert!(matches!(gone, Answer::Refused(r) if r.sqlstate == "3B001"));
+        assert_eq!(block.status(), TxnStatus::Failed);
+    }
+
+    #[test]
+    fn a_block_whose_server_was_lost_can_only_end() {
+        let mut block = begin();
+        block.on_control(&Transaction::Savepoint("a".into()), "SAVEPOINT a");
+        block.lose();
+        assert!(matches!(block.on_control(&Transaction::RollbackTo("a".into()), ""), Answer::Refused(_)));
+        let rollback = Transaction::Rollback { chain: false };
+        assert_eq!(block.on_control(&rollback, ""), Answer::Tag("ROLLBACK"));
+    }
+
+    #[test]
+    fn a_released_savepoint_is_gone_but_its_work_stays() {
+        let mut block = begin();
+        block.on_control(&Transaction::Savepoint("a".into()), "SAVEPOINT a");
+        block.queue("SET LOCAL x = 1").unwrap();
+        let release = Transaction::Release("a".into());
+        assert_eq!(block.on_control(&release, "RELEASE a"), Answer::Tag("RELEASE"));
+        assert_eq!(queue(&block), ["BEGIN", "SAVEPOINT a", "SET LOCAL x = 1", "RELEASE a"]);
+        assert!(matches!(block.on_control(&Transaction::RollbackTo("a".into()), ""), Answer::Refused(_)));
+    }
+
+    #[test]
+    fn modes_decide_where_it_may_read() {
+        let mut block = begin();
+        let defaults = TransactionModes::default();
+        assert_eq!(block.view(defaults), route::Block::ReadWrite);
+        let modes = TransactionModes { read_only: Some(true), ..defaults };
+        block.on_control(&Transaction::SetTransaction(modes), "SET TRANSACTION READ ONLY");
+        assert_eq!(block.view(defaults), route::Block::ReadOnly);
+        let modes = TransactionModes { isolation: Some(Isolation::Serializable), ..defaults };
+        block.on_control(&Transaction::SetTransaction(modes), "SET TRANSACTION ...");
+        assert_eq!(block.view(defaults), route::Block::Snapshot { read_only: true, serializable: true });
+    }
+}

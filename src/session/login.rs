@@ -1,0 +1,398 @@
+//! From a new connection to a login: [`hello`] answers the packets of the start, negotiates the
+//! version, and lets the client prove who it is.
+//!
+//! Linear: each step takes what the one before returned. Before the proof nothing is kept of the
+//! client but one message of at most 10,000 bytes, and the whole has one deadline. `proxy` calls
+//! it and turns a [`Login`] into a session or a console, and a cancel into an order.
+//!
+//! What follows a successful proof (AuthenticationOk, parameters, key, ReadyForQuery) is the
+//! session's: only it knows them.
+
+use std::io;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tokio::time::Instant;
+
+use crate::auth::scram::{self, ServerExchange};
+use crate::auth::{self, User, Users};
+use crate::config::AuthType;
+use crate::net::{Buffer, Stream};
+use crate::route::Hospitals;
+use crate::shard_map::{HospitalId, ShardId};
+use crate::wire::backend::{self, ErrorReply};
+use crate::wire::frontend::{self, SaslInitial};
+use crate::wire::startup::{self, Packet, StartupParams};
+use crate::wire::{self, HEADER_BYTES, sqlstate};
+
+/// Most bytes that a client may have sent and not had read before it has logged in, and so the
+/// largest message until then (Postgres takes 64 kB of a password; no proof needs that).
+const BYTES_MAX: usize = *startup::PACKET_BYTES.end();
+/// Databases that are the admin console.
+const CONSOLE_DATABASES: [&str; 2] = ["pgward", "pgbouncer"];
+
+/// What a client is let in by.
+#[derive(Debug)]
+pub struct Door<'a> {
+    /// How clients prove who they are.
+    pub auth_type: AuthType,
+    /// Who they may be.
+    pub users: &'a Users,
+    /// The database that the map shards.
+    pub database: &'a str,
+    /// Why nobody gets in now (too many clients, draining, no shard known yet); said to a
+    /// StartupMessage, while cancel requests still get through.
+    pub refusal: Option<ErrorReply>,
+}
+
+/// What a new connection is for.
+#[derive(Debug)]
+pub enum Hello {
+    /// To cancel what runs for another client.
+    Cancel {
+        /// Closed when the cancel has been dealt with: the client waits for that.
+        stream: Stream,
+        /// As in that client's BackendKeyData.
+        pid: i32,
+        /// As in that client's BackendKeyData.
+        key: Bytes,
+    },
+    /// To log in, and that is proven.
+    Login(Login),
+}
+
+/// A client that has proven who it is, and has not been told so yet.
+#[derive(Debug)]
+pub struct Login {
+    /// The connection.
+    pub stream: Stream,
+    /// What the client has sent already beyond its login.
+    pub buffer: Buffer,
+    /// Who it is.
+    pub user: Arc<User>,
+    /// What it asked for.
+    pub startup: StartupParams,
+    /// What its database is.
+    pub database: Database,
+    /// `pgward.hospital_id` of the startup, one that the user may reach.
+    pub hospital: Option<HospitalId>,
+    /// `pgward.shard` of the startup; the user may, but whether it exists the map knows.
+    pub shard: Option<ShardId>,
+}
+
+/// What a client's database is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Database {
+    /// The one that the map shards.
+    Sharded,
+    /// The admin console.
+    Console,
+}
+
+/// Why there is no login. The client has been told, where it is to be told.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The client left.
+    #[error("the client closed the connection during login")]
+    Closed,
+    /// `client_login_timeout`.
+    #[error("the login took too long")]
+    TimedOut,
+    /// The socket failed.
+    #[error("{0}")]
+    Io(#[from] io::Error),
+    /// Not the protocol at all, a port scan perhaps: closed without a word.
+    #[error("{0}")]
+    NotPostgres(wire::Error),
+    /// Refused with this FATAL.
+    #[error("the login was refused with {}", .0.sqlstate)]
+    Refused(Box<ErrorReply>),
+}
+
+impl Error {
+    fn refused(sqlstate: &'static str, message: impl Into<String>) -> Self {
+        ErrorReply::fatal(sqlstate, message).into()
+    }
+
+    fn violation(message: impl Into<String>) -> Self {
+        Self::refused(sqlstate::PROTOCOL_VIOLATION, message)
+    }
+}
+
+impl From<ErrorReply> for Error {
+    fn from(reply: ErrorReply) -> Self {
+        Self::Refused(Box::new(reply))
+    }
+}
+
+impl From<wire::Error> for Error {
+    fn from(error: wire::Error) -> Self {
+        match error {
+            wire::Error::LengthTooSmall { tag: 0, .. } | wire::Error::TooLong { tag: 0, .. } => {
+                Self::NotPostgres(error)
+            }
+            wire::Error::UnsupportedProtocol { major, minor } => Self::refused(
+                sqlstate::FEATURE_NOT_SUPPORTED,
+                format!(
+                    "unsupported frontend protocol {major}.{minor}: server supports 3.0 to 3.0"
+                ),
+            ),
+            _ => Self::violation(error.to_string()),
+        }
+    }
+}
+
+/// Takes a new connection as far as a proven login, by `deadline`. The future holds a socket and a
+/// message: box it beside the session's own.
+pub async fn hello(stream: Stream, door: &Door<'_>, deadline: Instant) -> Result<Hello, Error> {
+    let mut client = Conversation { stream, input: Buffer::default(), output: Buffer::default() };
+    let entered = tokio::time::timeout_at(deadline, enter(&mut client, door)).await;
+    let (user, startup) = match entered.unwrap_or(Err(Error::TimedOut)) {
+        Ok(Entered::Login(user, startup)) => (user, startup),
+        Ok(Entered::Cancel(pid, key)) => {
+            return Ok(Hello::Cancel { stream: client.stream, pid, key });
+        }
+        Err(error) => return Err(client.refuse(error, deadline).await),
+    };
+    match admit(&user, &startup, door) {
+        Ok((database, hospital, shard)) => Ok(Hello::Login(Login {
+            stream: client.stream,
+            buffer: client.input,
+            user,
+            startup,
+            database,
+            hospital,
+            shard,
+        })),
+        Err(refusal) => Err(client.refuse(refusal.into(), deadline).await),
+    }
+}
+
+enum Entered {
+    Login(Arc<User>, StartupParams),
+    Cancel(i32, Bytes),
+}
+
+async fn enter(client: &mut Conversation, door: &Door<'_>) -> Result<Entered, Error> {
+    let (minor, startup) = match purpose(client).await? {
+        Purpose::Cancel(pid, key) => return Ok(Entered::Cancel(pid, key)),
+        Purpose::Login(minor, params) => (minor, params?),
+    };
+    if let Some(refusal) = &door.refusal {
+        return Err(refusal.clone().into());
+    }
+    if minor > 0 || !startup.unsupported.is_empty() {
+        backend::write_negotiate_protocol_version(client.output.tail(), &startup.unsupported);
+    }
+    let user = match door.auth_type {
+        AuthType::Trust => trust(&startup.user, door.users)?,
+        AuthType::ScramSha256 => prove(client, &startup.user, door.users).await?,
+    };
+    client.flush().await?;
+    Ok(Entered::Login(user, startup))
+}
+
+/// What a connection is for, by its first packet that isn't about encryption.
+enum Purpose {
+    Cancel(i32, Bytes),
+    /// Minor version, and the parameters or why they can't be.
+    Login(u16, Result<StartupParams, ErrorReply>),
+}
+
+/// A packet of the start, owned.
+enum Opening {
+    SslRequest,
+    GssEncRequest,
+    Purpose(Purpose),
+}
+
+/// Declines encryption, each kind once, until the client says what it is here for.
+async fn purpose(client: &mut Conversation) -> Result<Purpose, Error> {
+    let (mut has_asked_ssl, mut has_asked_gss) = (false, false);
+    loop {
+        let (asked, minor) = match client.packet().await? {
+            Opening::Purpose(purpose) => return Ok(purpose),
+            Opening::SslRequest => (&mut has_asked_ssl, 5679),
+            Opening::GssEncRequest => (&mut has_asked_gss, 5680),
+        };
+        // Asked again, it is no request any more but a version that nobody speaks (CVE-2026-6479
+        // is what comes of answering it each time).
+        if std::mem::replace(asked, true) {
+            return Err(wire::Error::UnsupportedProtocol { major: 1234, minor }.into());
+        }
+        client.decline_encryption().await?;
+    }
+}
+
+fn trust(name: &str, users: &Users) -> Result<Arc<User>, Error> {
+    users.get(name).cloned().ok_or_else(|| {
+        Error::refused(sqlstate::INVALID_AUTHORIZATION, format!("role \"{name}\" does not exist"))
+    })
+}
+
+/// SCRAM-SHA-256. A name that does not exist goes the same way to the same words.
+async fn prove(client: &mut Conversation, name: &str, users: &Users) -> Result<Arc<User>, Error> {
+    backend::write_authentication_sasl(client.output.tail(), &[scram::MECHANISM]);
+    client.flush().await?;
+
+    let body = client.proof_message().await?;
+    let initial = SaslInitial::read(&body)?;
+    if initial.mechanism != scram::MECHANISM.as_bytes() {
+        let message = "client selected an invalid SASL authentication mechanism";
+        return Err(Error::violation(message));
+    }
+    let client_first = initial.data.unwrap_or_default();
+    let (server_first, exchange) = ServerExchange::start(client_first, &users.verifier(name))
+        .map_err(|error| unproven(name, error))?;
+    backend::write_authentication_sasl_continue(client.output.tail(), &server_first);
+    client.flush().await?;
+
+    let client_final = client.proof_message().await?;
+    let server_final = exchange.finish(&client_final).map_err(|error| unproven(name, error))?;
+    let user = users.get(name).ok_or_else(|| unproven(name, auth::Error::Denied))?;
+    backend::write_authentication_sasl_final(client.output.tail(), &server_final);
+    Ok(user.clone())
+}
+
+fn unproven(name: &str, error: auth::Error) -> Error {
+    match error {
+        auth::Error::Denied | auth::Error::Impostor => Error::refused(
+            sqlstate::INVALID_PASSWORD,
+            format!("password authentication failed for user \"{name}\""),
+        ),
+        auth::Error::Malformed(what) => {
+            let reply = ErrorReply::fatal(sqlstate::PROTOCOL_VIOLATION, "malformed SCRAM message");
+            reply.with_detail(what).into()
+        }
+    }
+}
+
+type Admission = (Database, Option<HospitalId>, Option<ShardId>);
+
+/// What a proven user asked for at the start, if it may have it. Not a word of this before the
+/// proof: which databases and hospitals there are is nobody else's business.
+fn admit(user: &User, startup: &StartupParams, door: &Door<'_>) -> Result<Admission, ErrorReply> {
+    let database = match startup.database.as_str() {
+        name if name == door.database => Database::Sharded,
+        name if CONSOLE_DATABASES.contains(&name) => Database::Console,
+        name => {
+            let message = format!("database \"{name}\" does not exist");
+            return Err(ErrorReply::fatal(sqlstate::INVALID_CATALOG_NAME, message));
+        }
+    };
+    let denied = |message: &str| Err(ErrorReply::fatal(sqlstate::INSUFFICIENT_PRIVILEGE, message));
+    let hospital = match startup.hospital.as_deref() {
+        None | Some("") => None,
+        Some(text) => match HospitalId::parse(text) {
+            Some(id) if may_reach(user, id) => Some(id),
+            Some(_) => return denied("this login may not reach that hospital"),
+            None => {
+                let message = "pgward.hospital_id is not a uuid";
+                return Err(ErrorReply::fatal(sqlstate::INVALID_TEXT_REPRESENTATION, message));
+            }
+        },
+    };
+    let shard = match startup.shard.as_deref() {
+        None | Some("") => None,
+        Some(_) if !user.rights.shard_access => {
+            return denied("this login may not address a shard (pgward.shard)");
+        }
+        Some(text) => match text.parse() {
+            Ok(number) => Some(ShardId(number)),
+            Err(_) => {
+                let message = "pgward.shard is not the number of a shard";
+                return Err(ErrorReply::fatal(sqlstate::INVALID_PARAMETER_VALUE, message));
+            }
+        },
+    };
+    if hospital.is_some() && shard.is_some() {
+        let message = "pgward.shard and pgward.hospital_id exclude each other";
+        return Err(ErrorReply::fatal(sqlstate::INVALID_PARAMETER_VALUE, message));
+    }
+    Ok((database, hospital, shard))
+}
+
+fn may_reach(user: &User, hospital: HospitalId) -> bool {
+    match &user.rights.hospitals {
+        Hospitals::Any => true,
+        Hospitals::Only(ids) => ids.contains(&hospital),
+    }
+}
+
+/// The socket while the login lasts.
+struct Conversation {
+    stream: Stream,
+    input: Buffer,
+    output: Buffer,
+}
+
+impl Conversation {
+    async fn flush(&mut self) -> Result<(), Error> {
+        Ok(self.stream.drain(&mut self.output).await?)
+    }
+
+    async fn fill(&mut self) -> Result<(), Error> {
+        let room = BYTES_MAX.saturating_sub(self.input.len());
+        match self.stream.fill_at_most(&mut self.input, room).await? {
+            0 => Err(Error::Closed),
+            _ => Ok(()),
+        }
+    }
+
+    async fn packet(&mut self) -> Result<Opening, Error> {
+        loop {
+            if let Some((packet, total)) = startup::peek(self.input.as_slice())? {
+                let opening = match packet {
+                    Packet::SslRequest => Opening::SslRequest,
+                    Packet::GssEncRequest => Opening::GssEncRequest,
+                    Packet::Cancel { pid, key } => {
+                        Opening::Purpose(Purpose::Cancel(pid, Bytes::copy_from_slice(key)))
+                    }
+                    Packet::Startup(startup) => {
+                        let params = StartupParams::read(&startup);
+                        Opening::Purpose(Purpose::Login(startup.minor, params))
+                    }
+                };
+                self.input.advance(total);
+                return Ok(opening);
+            }
+            self.fill().await?;
+        }
+    }
+
+    /// Says no to a request for encryption. The client waits for the answer, so what lies behind
+    /// the request was put there by somebody who wants it taken for the encrypted part.
+    async fn decline_encryption(&mut self) -> Result<(), Error> {
+        if !self.input.is_empty() {
+            return Err(Error::violation("received unencrypted data after an encryption request"));
+        }
+        self.output.push(b"N");
+        self.flush().await
+    }
+
+    /// Body of a SASLInitialResponse or a SASLResponse.
+    async fn proof_message(&mut self) -> Result<Bytes, Error> {
+        loop {
+            if let Some((tag, body)) = wire::peek(self.input.as_slice(), BYTES_MAX)? {
+                let body = Bytes::copy_from_slice(body);
+                self.input.advance(HEADER_BYTES + body.len());
+                return match tag {
+                    frontend::tag::PASSWORD => Ok(body),
+                    frontend::tag::TERMINATE => Err(Error::Closed),
+                    _ => Err(Error::violation("expected a SASL response")),
+                };
+            }
+            self.fill().await?;
+        }
+    }
+
+    /// Tells the client of a refusal, as far as it listens; gives the error back.
+    async fn refuse(&mut self, error: Error, deadline: Instant) -> Error {
+        if let Error::Refused(reply) = &error {
+            reply.encode(self.output.tail());
+            // A client that doesn't listen is not worth an error of its own.
+            let _ = tokio::time::timeout_at(deadline, self.flush()).await;
+        }
+        error
+    }
+}

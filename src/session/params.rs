@@ -1,0 +1,300 @@
+//! What a session has set: the ledger of SET, RESET and set_config, undone as Postgres undoes it.
+//!
+//! Owns the settings that a server must have before it runs this session's next request, and the
+//! session's hospital. Every change is logged until its transaction ends, so that ROLLBACK and
+//! ROLLBACK TO take it back. Settings that a server holds for one transaction only (SET LOCAL)
+//! are the server's business; only `pgward.hospital_id` is kept here in both scopes. Pure.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use crate::server::SettingsMap;
+use crate::shard_map::HospitalId;
+
+/// Name of the setting that binds a session to a hospital.
+pub const HOSPITAL: &str = "pgward.hospital_id";
+
+/// A session's settings.
+#[derive(Debug, Default)]
+pub struct Ledger {
+    startup: Arc<SettingsMap>,
+    current: Arc<SettingsMap>,
+    startup_hospital: Option<HospitalId>,
+    hospital: Option<HospitalId>,
+    local_hospital: Option<Option<HospitalId>>,
+    log: Vec<Undo>,
+}
+
+#[derive(Debug)]
+enum Undo {
+    Settings(Arc<SettingsMap>),
+    Hospital { session: Option<HospitalId>, local: Option<Option<HospitalId>> },
+    Savepoint(String),
+}
+
+impl Ledger {
+    /// A session that began with these (canonical) settings and this hospital.
+    pub fn new(startup: Arc<SettingsMap>, hospital: Option<HospitalId>) -> Self {
+        Self {
+            current: startup.clone(),
+            startup,
+            startup_hospital: hospital,
+            hospital,
+            ..Self::default()
+        }
+    }
+
+    /// What a server must have before the open transaction begins on it.
+    pub fn committed(&self) -> &Arc<SettingsMap> {
+        let first = self.log.iter().find_map(|undo| match undo {
+            Undo::Settings(old) => Some(old),
+            _ => None,
+        });
+        first.unwrap_or(&self.current)
+    }
+
+    /// What holds for the next statement.
+    pub fn settings(&self) -> &Arc<SettingsMap> {
+        &self.current
+    }
+
+    /// The session's hospital now.
+    pub fn hospital(&self) -> Option<HospitalId> {
+        self.local_hospital.unwrap_or(self.hospital)
+    }
+
+    /// SET, or set_config(.., false); lower-case name.
+    pub fn set(&mut self, name: &str, value: &str) {
+        if self.current.get(name).is_some_and(|old| old == value) {
+            return;
+        }
+        self.change(|settings| {
+            settings.insert(name.to_owned(), value.to_owned());
+        });
+    }
+
+    /// RESET: back to the value of the start.
+    pub fn reset(&mut self, name: &str) {
+        let startup = self.startup.get(name).cloned();
+        self.change(|settings| match startup {
+            Some(value) => {
+                settings.insert(name.to_owned(), value);
+            }
+            None => {
+                settings.remove(name);
+            }
+        });
+    }
+
+    /// RESET ALL: all but what belongs to the role, as Postgres does.
+    pub fn reset_all(&mut self) {
+        let startup = self.startup.clone();
+        self.change(|settings| {
+            let kept: BTreeMap<_, _> = settings
+                .iter()
+                .filter(|(name, _)| matches!(name.as_str(), "role" | "session_authorization"))
+                .map(|(name, value)| (name.clone(), value.clone()))
+                .collect();
+            settings.clone_from(&startup);
+            settings.extend(kept);
+        });
+        self.set_hospital(self.startup_hospital, false);
+    }
+
+    /// DISCARD ALL: all of it.
+    pub fn discard_all(&mut self) {
+        self.log.push(Undo::Settings(self.current.clone()));
+        self.current = self.startup.clone();
+        self.set_hospital(self.startup_hospital, false);
+    }
+
+    /// Binds the session, or with `is_local` its transaction, to a hospital or to none.
+    pub fn set_hospital(&mut self, hospital: Option<HospitalId>, is_local: bool) {
+        self.log.push(Undo::Hospital { session: self.hospital, local: self.local_hospital });
+        if is_local {
+            self.local_hospital = Some(hospital);
+        } else {
+            self.hospital = hospital;
+            self.local_hospital = None;
+        }
+    }
+
+    /// RESET of the hospital: the value of the start.
+    pub fn reset_hospital(&mut self, is_local: bool) {
+        self.set_hospital(self.startup_hospital, is_local);
+    }
+
+    fn change(&mut self, edit: impl FnOnce(&mut SettingsMap)) {
+        self.log.push(Undo::Settings(self.current.clone()));
+        edit(Arc::make_mut(&mut self.current));
+    }
+
+    /// SAVEPOINT.
+    pub fn savepoint(&mut self, name: &str) {
+        self.log.push(Undo::Savepoint(name.to_owned()));
+    }
+
+    /// ROLLBACK TO: undoes what came behind the savepoint, which stays.
+    pub fn rollback_to(&mut self, name: &str) {
+        let is_savepoint = |undo: &Undo| matches!(undo, Undo::Savepoint(n) if n == name);
+        if let Some(at) = self.log.iter().rposition(is_savepoint) {
+            self.undo_down_to(at + 1);
+        }
+    }
+
+    /// The transaction (a block, or the implicit one of a request) was committed.
+    pub fn commit(&mut self) {
+        self.log.clear();
+        self.local_hospital = None;
+    }
+
+    /// The transaction was rolled back.
+    pub fn rollback(&mut self) {
+        self.undo_down_to(0);
+        self.local_hospital = None;
+    }
+
+    /// Something was changed since the transaction began.
+    pub fn is_changed(&self) -> bool {
+        !self.log.is_empty() || self.local_hospital.is_some()
+    }
+
+    fn undo_down_to(&mut self, keep: usize) {
+        while self.log.len() > keep {
+            match self.log.pop() {
+                Some(Undo::Settings(old)) => self.current = old,
+                Some(Undo::Hospital { session, local }) => {
+                    self.hospital = session;
+                    self.local_hospital = local;
+                }
+                Some(Undo::Savepoint(_)) | None => {}
+            }
+        }
+    }
+}
+
+/// The statement that turns a server with `have` into one with `want`; `None` if it is one.
+/// All values go through set_config, one statement, so that all of them hold or none.
+pub fn replay(have: &SettingsMap, want: &SettingsMap) -> Option<String> {
+    let mut sql = String::new();
+    for name in have.keys().filter(|name| !want.contains_key(*name)) {
+        push(&mut sql, &format!("RESET {}", quote_name(name)));
+    }
+    for (name, value) in want.iter().filter(|(name, value)| have.get(*name) != Some(value)) {
+        let (name, value) = (quote_literal(name), quote_literal(value));
+        push(&mut sql, &format!("SELECT pg_catalog.set_config({name}, {value}, false)"));
+    }
+    (!sql.is_empty()).then_some(sql)
+}
+
+fn push(sql: &mut String, statement: &str) {
+    if !sql.is_empty() {
+        sql.push_str("; ");
+    }
+    sql.push_str(statement);
+}
+
+/// A string literal that means the same whatever standard_conforming_strings is.
+pub fn quote_literal(text: &str) -> String {
+    let doubled = text.replace('\'', "''");
+    if text.contains('\\') {
+        format!("E'{}'", doubled.replace('\\', "\\\\"))
+    } else {
+        format!("'{doubled}'")
+    }
+}
+
+/// A setting's name, each part quoted: `app."x"`.
+fn quote_name(name: &str) -> String {
+    let parts: Vec<_> = name.split('.').map(|part| format!("\"{}\"", part.replace('"', "\"\""))).collect();
+    parts.join(".")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn map(pairs: &[(&str, &str)]) -> SettingsMap {
+        pairs.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())).collect()
+    }
+
+    fn ledger() -> Ledger {
+        Ledger::new(Arc::new(map(&[("work_mem", "4MB")])), None)
+    }
+
+    #[test]
+    fn reset_goes_back_to_the_value_of_the_start() {
+        let mut ledger = ledger();
+        ledger.set("work_mem", "9MB");
+        ledger.set("app.x", "1");
+        ledger.reset("work_mem");
+        ledger.reset("app.x");
+        ledger.commit();
+        assert_eq!(**ledger.settings(), map(&[("work_mem", "4MB")]));
+    }
+
+    #[test]
+    fn rollback_undoes_all_and_rollback_to_what_came_behind() {
+        let mut ledger = ledger();
+        ledger.set("a", "1");
+        ledger.savepoint("s");
+        ledger.set("a", "2");
+        ledger.savepoint("s");
+        ledger.set("a", "3");
+        ledger.rollback_to("s");
+        assert_eq!(ledger.settings()["a"], "2");
+        ledger.set("a", "4");
+        ledger.rollback_to("s");
+        assert_eq!(ledger.settings()["a"], "2");
+        ledger.rollback();
+        assert!(!ledger.settings().contains_key("a"));
+    }
+
+    #[test]
+    fn a_local_hospital_ends_with_its_transaction() {
+        let id = |n| Some(HospitalId(uuid::Uuid::from_u128(n)));
+        let mut ledger = Ledger::new(Arc::default(), id(1));
+        ledger.set_hospital(id(2), true);
+        assert_eq!(ledger.hospital(), id(2));
+        ledger.commit();
+        assert_eq!(ledger.hospital(), id(1));
+        ledger.set_hospital(id(3), false);
+        ledger.rollback();
+        assert_eq!(ledger.hospital(), id(1));
+        ledger.set_hospital(None, false);
+        ledger.commit();
+        assert_eq!(ledger.hospital(), None);
+        ledger.reset_hospital(false);
+        assert_eq!(ledger.hospital(), id(1));
+    }
+
+    #[test]
+    fn discard_all_takes_even_the_role() {
+        let mut ledger = ledger();
+        ledger.set("role", "nurse");
+        ledger.set("x.y", "1");
+        ledger.reset_all();
+        assert_eq!(**ledger.settings(), map(&[("role", "nurse"), ("work_mem", "4MB")]));
+        ledger.discard_all();
+        assert_eq!(**ledger.settings(), map(&[("work_mem", "4MB")]));
+    }
+
+    #[test]
+    fn replay_quotes_and_resets() {
+        for (have, want, sql) in [
+            (&[][..], &[][..], None),
+            (&[("a", "1")], &[("a", "1")], None),
+            (&[("a.b", "1")], &[], Some("RESET \"a\".\"b\"")),
+            (
+                &[("a", "1"), ("c", "2")],
+                &[("a", "it's"), ("b", "\\x")],
+                Some(
+                    "RESET \"c\"; SELECT pg_catalog.set_config('a', 'it''s', false); \
+                     SELECT pg_catalog.set_config('b', E'\\\\x', false)",
+                ),
+            ),
+        ] {
+            assert_eq!(replay(&map(have), &map(want)).as_deref(), sql);
+        }
+    }
+}

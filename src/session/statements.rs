@@ -1,0 +1,255 @@
+//! Prepared statements: one shared statement per text, and each client's names for them.
+//!
+//! A client's Parse is interned by (text, declared types, search_path, role): the shared
+//! [`Statement`] has an id, hence one name on every server, and keeps its analysis. A client's
+//! name is only a key into its own small map, so that it works on whatever server it meets.
+
+use std::collections::HashMap;
+use std::hash::{Hash, Hasher};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use arc_swap::ArcSwapOption;
+use quick_cache::sync::Cache;
+
+use crate::server::StatementId;
+use crate::sql::{self, Analysis, Analyzer, Catalog, Context, Effect, KeySource, SettingValue};
+
+/// What names mean to a session: part of a statement's identity.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
+pub struct Names {
+    /// search_path as set.
+    pub search_path: String,
+    /// The role that `$user` stands for.
+    pub role: String,
+}
+
+/// A statement that any client may have prepared.
+#[derive(Debug)]
+pub struct Statement {
+    /// Its id.
+    pub id: StatementId,
+    /// Its name on servers.
+    pub server_name: String,
+    key: Key,
+    /// Times that it was parsed without a name.
+    pub unnamed_uses: AtomicU32,
+    kept: ArcSwapOption<Kept>,
+}
+
+/// An analysis with the literals that it refers to; valid for one catalog version.
+#[derive(Debug)]
+pub struct Kept {
+    catalog_version: u64,
+    /// Facts.
+    pub analysis: Arc<Analysis>,
+    literals: Vec<(u16, String)>,
+    hint: Result<Option<String>, ()>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Key {
+    sql: Box<str>,
+    types: Box<[u32]>,
+    names: Arc<Names>,
+}
+
+/// A key in pieces, for look-ups that allocate nothing. Hashes as [`Key`] does.
+struct Pieces<'a> {
+    sql: &'a str,
+    types: &'a [u32],
+    names: &'a Arc<Names>,
+}
+
+impl Hash for Pieces<'_> {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.sql.hash(state);
+        self.types.hash(state);
+        self.names.hash(state);
+    }
+}
+
+impl quick_cache::Equivalent<Key> for Pieces<'_> {
+    fn equivalent(&self, key: &Key) -> bool {
+        *self.sql == *key.sql && *self.types == *key.types && self.names == &key.names
+    }
+}
+
+impl Statement {
+    /// The text.
+    pub fn sql(&self) -> &str {
+        &self.key.sql
+    }
+
+    /// Declared types.
+    pub fn types(&self) -> &[u32] {
+        &self.key.types
+    }
+
+    /// The names that its analysis is for.
+    pub fn names(&self) -> &Arc<Names> {
+        &self.key.names
+    }
+
+    /// Its facts under `catalog`, analysed again only when that has changed.
+    pub fn analysis(
+        &self,
+        analyzer: &Analyzer,
+        catalog: &Arc<Catalog>,
+    ) -> Result<Arc<Kept>, sql::Error> {
+        if let Some(kept) = &*self.kept.load()
+            && kept.catalog_version == catalog.version
+        {
+            return Ok(kept.clone());
+        }
+        let context = Context {
+            catalog,
+            search_path: &self.key.names.search_path,
+            role: &self.key.names.role,
+            param_types: &self.key.types,
+        };
+        let analyzed = analyzer.analyze(&self.key.sql, &context)?;
+        let literals = literal_slots(&analyzed.analysis)
+            .filter_map(|slot| Some((slot, analyzed.lexed.literal(slot)?.into_owned())))
+            .collect();
+        let kept = Arc::new(Kept {
+            catalog_version: catalog.version,
+            literals,
+            hint: analyzed.lexed.hint().map(|hint| hint.map(str::to_owned)),
+            analysis: analyzed.analysis,
+        });
+        self.kept.store(Some(kept.clone()));
+        Ok(kept)
+    }
+}
+
+impl Kept {
+    /// A literal that the analysis refers to.
+    pub fn literal(&self, slot: u16) -> Option<&str> {
+        let found = self.literals.iter().find(|(n, _)| *n == slot);
+        found.map(|(_, text)| text.as_str())
+    }
+
+    /// The text's hint.
+    pub fn hint(&self) -> Result<Option<&str>, ()> {
+        self.hint.as_ref().map(Option::as_deref).map_err(|()| ())
+    }
+}
+
+/// Literals that an analysis refers to by number.
+fn literal_slots(analysis: &Analysis) -> impl Iterator<Item = u16> {
+    let keys = analysis.statements.iter().flat_map(|s| &s.sharded).flat_map(|used| &used.keys);
+    let keys = keys.filter_map(|key| match key {
+        KeySource::Slot(slot) | KeySource::SlotArray(slot) => Some(*slot),
+        _ => None,
+    });
+    let settings = analysis.statements.iter().filter_map(|statement| match &statement.effect {
+        Effect::Set(settings) => Some(settings),
+        _ => None,
+    });
+    keys.chain(settings.flatten().filter_map(|setting| match setting.value {
+        SettingValue::Slot(slot) => Some(slot),
+        _ => None,
+    }))
+}
+
+#[derive(Debug, Clone)]
+struct Weigh;
+
+impl quick_cache::Weighter<Key, Arc<Statement>> for Weigh {
+    fn weight(&self, key: &Key, _: &Arc<Statement>) -> u64 {
+        (key.sql.len() + 4 * key.types.len() + 512) as u64
+    }
+}
+
+/// All shared statements, bounded by bytes. One that is evicted lives on in the clients that hold
+/// it; its text then gets a new id.
+#[derive(Debug)]
+pub struct Store {
+    cache: Cache<Key, Arc<Statement>, Weigh, foldhash::quality::RandomState>,
+    next: AtomicU64,
+}
+
+impl Store {
+    /// A store of about `bytes_max` bytes of text.
+    pub fn new(bytes_max: usize) -> Self {
+        let entries = (bytes_max / 1024).max(16);
+        let cache = Cache::with(
+            entries,
+            bytes_max as u64,
+            Weigh,
+            foldhash::quality::RandomState::default(),
+            quick_cache::sync::DefaultLifecycle::default(),
+        );
+        Self { cache, next: AtomicU64::new(1) }
+    }
+
+    /// The shared statement of this text, types and names.
+    pub fn intern(&self, sql: &str, types: &[u32], names: &Arc<Names>) -> Arc<Statement> {
+        if let Some(statement) = self.cache.get(&Pieces { sql, types, names }) {
+            return statement;
+        }
+        let id = StatementId(self.next.fetch_add(1, Ordering::Relaxed));
+        let key = Key { sql: sql.into(), types: types.into(), names: names.clone() };
+        let statement = Arc::new(Statement {
+            id,
+            server_name: id.server_name(),
+            key: key.clone(),
+            unnamed_uses: AtomicU32::new(0),
+            kept: ArcSwapOption::empty(),
+        });
+        // Race: two clients may make one each; both are right, the later one stays.
+        self.cache.insert(key, statement.clone());
+        statement
+    }
+}
+
+/// One client's names.
+#[derive(Debug, Default)]
+pub struct Statements {
+    unnamed: Option<Arc<Statement>>,
+    named: Option<Box<HashMap<Box<[u8]>, Arc<Statement>, foldhash::fast::RandomState>>>,
+}
+
+impl Statements {
+    /// The statement of this name; empty: the unnamed one.
+    pub fn get(&self, name: &[u8]) -> Option<&Arc<Statement>> {
+        if name.is_empty() { self.unnamed.as_ref() } else { self.named.as_ref()?.get(name) }
+    }
+
+    /// Gives `name` to a statement.
+    pub fn insert(&mut self, name: &[u8], statement: Arc<Statement>) {
+        if name.is_empty() {
+            self.unnamed = Some(statement);
+        } else {
+            self.named.get_or_insert_default().insert(name.into(), statement);
+        }
+    }
+
+    /// Takes the name away.
+    pub fn remove(&mut self, name: &[u8]) {
+        if name.is_empty() {
+            self.unnamed = None;
+        } else if let Some(named) = &mut self.named {
+            named.remove(name);
+            if named.is_empty() {
+                self.named = None;
+            }
+        }
+    }
+
+    /// DEALLOCATE ALL, DISCARD ALL.
+    pub fn clear(&mut self) {
+        self.named = None;
+    }
+
+    /// Named statements.
+    pub fn len(&self) -> usize {
+        self.named.as_ref().map_or(0, |named| named.len())
+    }
+
+    /// No named statements.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}

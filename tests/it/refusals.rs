@@ -1,0 +1,293 @@
+//! Every refusal's words, as one golden file. `UPDATE_GOLDEN=1` rewrites it.
+
+use std::fmt::Write as _;
+
+use pgward::route::Refusal;
+use pgward::route::refusals::*;
+use pgward::shard_map::ShardId;
+
+use crate::route_golden::{check_file, reply_lines};
+
+#[test]
+fn every_refusal_has_its_words() {
+    let shard = ShardId(12);
+    let table: Vec<(&str, &str, Refusal)> = vec![
+        (
+            "missing_hospital",
+            "a sharded relation without its key, guard `strict`",
+            missing_hospital("visits", "hospital_id"),
+        ),
+        (
+            "missing_hospital_or_session",
+            "as before, guard `route`, and the session has no hospital",
+            missing_hospital_or_session("visits", "hospital_id"),
+        ),
+        (
+            "null_hospital",
+            "one of several keys of a statement that writes is NULL",
+            null_hospital("visits", "hospital_id"),
+        ),
+        (
+            "per_shard_needs_hospital",
+            "sequences, advisory locks and the like, in a session without a hospital, over several shards",
+            per_shard_needs_hospital("function nextval"),
+        ),
+        (
+            "snapshot_needs_hospital",
+            "the first statement of a REPEATABLE READ or SERIALIZABLE transaction names no hospital, nor does the session",
+            snapshot_needs_hospital(),
+        ),
+        (
+            "effect_needs_hospital",
+            "something with an effect comes before a transaction has its hospital",
+            effect_needs_hospital("function random"),
+        ),
+        (
+            "unknown_hospital",
+            "the hospital is not in the map's directory, and `unknown_hospital = \"reject\"`",
+            unknown_hospital(),
+        ),
+        (
+            "two_hospitals",
+            "keys of one statement, or of one query text, name more than one hospital",
+            two_hospitals(),
+        ),
+        (
+            "hint_differs",
+            "the comment names another hospital than the statement, or two comments differ",
+            hint_differs(),
+        ),
+        (
+            "other_hospital_in_transaction",
+            "the transaction, or the batch before its Sync, began with another hospital",
+            other_hospital_in_transaction(),
+        ),
+        (
+            "login_may_not_reach",
+            "statement, comment or setting name a hospital that the users file does not give this login",
+            login_may_not_reach(),
+        ),
+        (
+            "session_may_not_reach",
+            "statement or comment name another hospital than pgward.hospital_id",
+            session_may_not_reach(),
+        ),
+        (
+            "not_a_uuid",
+            "a key, a comment's hospital_id or pgward.hospital_id is no uuid as Postgres reads it",
+            not_a_uuid("parameter $1"),
+        ),
+        ("no_parameter", "a key is a parameter that the request does not bind", no_parameter(2)),
+        (
+            "bad_format_code",
+            "a key's parameter has a format other than text and binary",
+            bad_format_code(7),
+        ),
+        (
+            "undeclared_table",
+            "a table without the key that the map does not declare, over several shards",
+            undeclared_table("audit_log"),
+        ),
+        (
+            "unsupported",
+            "a statement that is not classified, or not supported yet",
+            unsupported("MERGE", "Use INSERT ... ON CONFLICT, or UPDATE and INSERT."),
+        ),
+        (
+            "reads_unkeyed",
+            "a catalog or function that reads data with no key: pg_stats, table_to_xml, a user function, ...",
+            reads_unkeyed("pg_stats", ""),
+        ),
+        (
+            "scatter_not_yet",
+            "a login with `cross_hospital` means more than one hospital, over several shards",
+            scatter_not_yet("Its keys name more than one hospital"),
+        ),
+        (
+            "reference_write",
+            "a write to a reference table, over several shards",
+            reference_write("INSERT"),
+        ),
+        ("ddl", "DDL, over several shards", ddl("CREATE TABLE")),
+        (
+            "transaction_control_in_query",
+            "BEGIN, COMMIT or the like beside other statements in one Query",
+            transaction_control_in_query(),
+        ),
+        (
+            "syntax",
+            "the grammar rejects the text: its own words and position",
+            syntax("syntax error at or near \"SELEC\"", Some(1)),
+        ),
+        ("too_complex", "the text nests deeper than the limit", too_complex()),
+        (
+            "unsupported_encoding",
+            "a client_encoding that is not analysed",
+            unsupported_encoding("SJIS"),
+        ),
+        ("invalid_text", "text that is not valid in client_encoding", invalid_text("UTF8")),
+        ("nonstandard_strings", "standard_conforming_strings = off", nonstandard_strings()),
+        (
+            "unsafe_search_path",
+            "search_path names pg_catalog after another schema, and the database has an = on uuid of its own",
+            unsafe_search_path(),
+        ),
+        (
+            "differing_type",
+            "a user type whose OID differs between shards, in a session without a hospital",
+            differing_type("public.visit_status"),
+        ),
+        (
+            "other_shard_in_session",
+            "pool mode session: a statement for another shard",
+            other_shard_in_session(),
+        ),
+        (
+            "unknown_database",
+            "login to a database that the map does not shard",
+            unknown_database("postgres"),
+        ),
+        ("login_failed", "wrong password or unknown user", login_failed("app")),
+        ("no_user_name", "login without a user", no_user_name()),
+        (
+            "no_shard_access",
+            "options=-c pgward.shard=N by a login without `shard_access`",
+            no_shard_access(),
+        ),
+        (
+            "unknown_shard",
+            "options=-c pgward.shard=N with an N that the map does not have",
+            unknown_shard(),
+        ),
+        ("login_timeout", "login took longer than client_login_timeout", login_timeout()),
+        ("replication", "login with replication=true or database", replication()),
+        ("unsupported_protocol", "a protocol other than 3", unsupported_protocol(2, 0)),
+        (
+            "too_many_clients",
+            "max_client_conn or max_logins_per_address is reached",
+            too_many_clients(),
+        ),
+        (
+            "bad_setting",
+            "a setting's value can't be used, at login or in SET",
+            bad_setting("pgward.shard"),
+        ),
+        (
+            "unknown_setting",
+            "a setting of pgward's that does not exist",
+            unknown_setting("pgward.tenant_id"),
+        ),
+        (
+            "setting_at_start_only",
+            "SET of what only the start of a session may say",
+            setting_at_start_only("pgward.shard"),
+        ),
+        (
+            "computed_setting",
+            "set_config of a setting that pgward must know, to a computed value",
+            computed_setting("pgward.hospital_id"),
+        ),
+        ("no_primary", "no host of the shard accepts writes", no_primary(shard)),
+        (
+            "no_server",
+            "no connection to the shard could be made, or login there failed",
+            no_server(shard),
+        ),
+        ("not_ready", "no shard has answered since pgward started", not_ready()),
+        (
+            "too_many_waiting",
+            "max_waiting requests wait for the same pool",
+            too_many_waiting(shard),
+        ),
+        (
+            "query_wait_timeout",
+            "no server became free within query_wait_timeout; the connection stays",
+            query_wait_timeout(),
+        ),
+        (
+            "cancelled",
+            "the client cancelled a statement that waited for a server; the connection stays",
+            cancelled(),
+        ),
+        ("drained", "pgward shuts down, or the console killed the client", drained()),
+        (
+            "server_lost_in_transaction",
+            "the server was lost in a transaction before COMMIT",
+            server_lost_in_transaction(shard),
+        ),
+        (
+            "outcome_unknown",
+            "the server was lost while it ran COMMIT, or a statement outside a transaction that may write",
+            outcome_unknown(shard),
+        ),
+        (
+            "pinned_server_lost",
+            "the server that held the session's state was lost",
+            pinned_server_lost(shard),
+        ),
+        (
+            "in_failed_transaction",
+            "a statement in a failed transaction that has no server",
+            in_failed_transaction(),
+        ),
+        (
+            "already_in_transaction",
+            "BEGIN in a transaction that has no server yet",
+            already_in_transaction(),
+        ),
+        ("no_transaction", "COMMIT or ROLLBACK outside a transaction", no_transaction()),
+        (
+            "no_transaction_for",
+            "SET LOCAL, SET TRANSACTION or SET CONSTRAINTS outside a transaction",
+            no_transaction_for("SET LOCAL"),
+        ),
+        (
+            "transaction_required",
+            "SAVEPOINT, RELEASE or ROLLBACK TO outside a transaction",
+            transaction_required("SAVEPOINT"),
+        ),
+        (
+            "no_savepoint",
+            "a savepoint that does not exist, in a transaction that has no server yet",
+            no_savepoint("s1"),
+        ),
+        ("duplicate_statement", "Parse with a name that is taken", duplicate_statement("s1")),
+        (
+            "no_statement",
+            "Bind, Describe or DEALLOCATE of a statement that does not exist",
+            no_statement("s1"),
+        ),
+        ("no_portal", "Execute or Describe of a portal that does not exist", no_portal("p1")),
+        ("too_many_statements", "max_client_statements is reached", too_many_statements()),
+        ("batch_too_large", "more than batch_bytes_max before the first Bind", batch_too_large()),
+        (
+            "protocol_violation",
+            "the client broke the protocol; the connection is closed",
+            protocol_violation("message 'Q' is malformed: string has no NUL"),
+        ),
+        ("internal", "a bug of pgward", internal()),
+        ("console_denied", "a console command beyond the user's rights", console_denied()),
+        (
+            "unknown_console_command",
+            "a console command that does not exist",
+            unknown_console_command(),
+        ),
+    ];
+    let mut text = String::from(
+        "# Every error and warning that pgward itself sends: its name, when it comes, and its words.\n\
+         # Errors of the shards pass through unchanged.\n",
+    );
+    for (name, when, reply) in &table {
+        write!(text, "\n{name}\nwhen: {when}\n----\n{}\n", reply_lines(reply)).unwrap();
+    }
+    check_file("refusals.txt", &text);
+
+    let names: Vec<&str> = table.iter().map(|row| row.0).collect();
+    let source = include_str!("../../src/route/refusals.rs");
+    let constructors: Vec<&str> = source
+        .lines()
+        .filter_map(|line| line.strip_prefix("pub fn ")?.split_once('('))
+        .map(|(name, _)| name)
+        .collect();
+    assert_eq!(names, constructors, "the table lists every constructor, in their order");
+}
