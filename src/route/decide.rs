@@ -186,7 +186,9 @@ impl<'a> Policy<'a> {
         let Problem { kind, subject, hint } = problem;
         match kind {
             ProblemKind::Undeclared | ProblemKind::Unsupported if self.is_open => Ok(()),
+            ProblemKind::ReferenceWrite if self.only_shard.is_some() => Ok(()),
             ProblemKind::Undeclared => Err(refusals::undeclared_table(subject)),
+            ProblemKind::ReferenceWrite => Err(refusals::unsupported(subject, hint)),
             ProblemKind::Unsupported => Err(refusals::unsupported(subject, hint)),
             ProblemKind::ReadsUnkeyed
                 if self.fills_in || self.session.rights.cross_hospital > CrossHospital::None =>

@@ -1,20 +1,578 @@
 //! One pass over a text: its literals become slots, its comments go, its hint is read.
+//!
+//! The result ([`Lexed`]) serves three readers: the cache hashes and compares the normalized text
+//! piece by piece, the analyzer maps places in the parse tree to slots, and `route` reads the value
+//! of a slot or the hint. Tokens are cut as Postgres's own scanner does (`scan.l`, with
+//! standard_conforming_strings on); where a text leaves the plain path (`U&'..'`, an unterminated
+//! quote, `1x`), nothing is normalized and the text is its own key. Allocates nothing for texts of
+//! up to [`INLINE`] literals. Called by `Analyzer::analyze`; `spans` holds the storage.
+
+use std::borrow::Cow;
+
+mod hint;
+mod spans;
+
+use hint::Hint;
+use spans::Spans;
+
+/// Spans kept without allocating.
+const INLINE: usize = 16;
+/// Slots are numbered by u16.
+const SLOTS_MAX: usize = u16::MAX as usize;
+
+/// What a literal looks like; decides what stands for it in the cache key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) enum SlotKind {
+    /// `'...'` with nothing to undo.
+    #[default]
+    Plain,
+    /// `'...'` with doubled quotes, or in several parts on several lines.
+    Pieced,
+    /// Digits only.
+    Integer,
+    /// With a point or an exponent.
+    Decimal,
+    /// `E'...'` without a backslash; stays in the key as it is.
+    Escape,
+    /// `$tag$...$tag$`; stays in the key as it is.
+    Dollar,
+    /// Any other: `E'..\..'`, `B''`, `X''`, `N''`, `U&''`: has no readable value.
+    Opaque,
+}
+
+impl SlotKind {
+    /// What stands in the key for a literal whose value does not matter. No text has such bytes.
+    fn mark(self) -> Option<&'static [u8]> {
+        match self {
+            Self::Plain | Self::Pieced => Some(&[0xFF]),
+            Self::Integer => Some(&[0xFE]),
+            Self::Decimal => Some(&[0xFD]),
+            Self::Escape | Self::Dollar | Self::Opaque => None,
+        }
+    }
+}
+
+/// Bytes `start..end` of the text.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Span {
+    start: u32,
+    end: u32,
+    kind: SlotKind,
+}
+
+/// How much of the text the key leaves out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+enum KeyMode {
+    /// Literals and surplus space.
+    Slots,
+    /// Surplus space only: not a statement whose literals are values.
+    Space,
+    /// Nothing.
+    #[default]
+    Verbatim,
+}
 
 /// A text after one pass.
 #[derive(Debug, Clone, Default)]
 pub struct Lexed<'a> {
     /// The text as sent.
     pub text: &'a str,
+    slots: Spans,
+    spaces: Spans,
+    hint: Hint,
+    mode: KeyMode,
+    /// First byte of the first token, and the end of the last one.
+    body: (u32, u32),
 }
 
 impl<'a> Lexed<'a> {
-    /// The value of string literal `slot` (quotes off, doubled quotes undone), borrowed where possible.
-    pub fn literal(&self, _slot: u16) -> Option<std::borrow::Cow<'a, str>> {
-        unimplemented!("sql helper")
+    /// Lexes `text`, which is shorter than 4 GiB (a message is at most 1 GiB).
+    pub fn new(text: &'a str) -> Self {
+        let mut lexed = Self { text, ..Self::default() };
+        if u32::try_from(text.len()).is_ok() {
+            Lexer { bytes: text.as_bytes(), at: 0, lexed: &mut lexed }.run();
+        }
+        lexed
+    }
+
+    /// The value of string literal `slot` (quotes off, doubled quotes undone), borrowed where
+    /// possible. For a number its digits; `None` for what has no readable value.
+    pub fn literal(&self, slot: u16) -> Option<Cow<'a, str>> {
+        let span = self.slots.get(slot.into())?;
+        let raw = self.text.get(span.start as usize..span.end as usize)?;
+        match span.kind {
+            SlotKind::Plain => raw.get(1..raw.len() - 1).map(Cow::Borrowed),
+            SlotKind::Pieced => Some(Cow::Owned(join_pieces(raw))),
+            SlotKind::Integer | SlotKind::Decimal => Some(Cow::Borrowed(raw)),
+            SlotKind::Escape => raw.get(2..raw.len() - 1).map(Cow::Borrowed),
+            SlotKind::Dollar => {
+                let tag = raw.get(1..)?.find('$')? + 2;
+                raw.get(tag..raw.len() - tag).map(Cow::Borrowed)
+            }
+            SlotKind::Opaque => None,
+        }
     }
 
     /// The hint `/* hospital_id='...' */`, leading or trailing; several that differ are an error.
+    #[allow(clippy::result_unit_err)]
     pub fn hint(&self) -> Result<Option<&'a str>, ()> {
-        unimplemented!("sql helper")
+        self.hint.value(self.text)
+    }
+
+    /// The slot of the literal that starts at byte `offset`.
+    pub(super) fn slot_at(&self, offset: usize) -> Option<(u16, SlotKind)> {
+        let index = self.slots.find(u32::try_from(offset).ok()?)?;
+        Some((u16::try_from(index).ok()?, self.slots.get(index)?.kind))
+    }
+
+    /// The slot of the number whose sign stands at byte `offset`: `- 5` is one constant to the grammar.
+    pub(super) fn slot_after_sign(&self, offset: usize) -> Option<u16> {
+        let index = self.slots.after(u32::try_from(offset).ok()?);
+        let span = self.slots.get(index)?;
+        let between = self.text.as_bytes().get(offset..span.start as usize)?;
+        let is_number = matches!(span.kind, SlotKind::Integer | SlotKind::Decimal);
+        (is_number && between.iter().all(|b| matches!(b, b'-' | b' ')))
+            .then_some(u16::try_from(index).ok()?)
+    }
+
+    /// How many slots there are.
+    pub(super) fn slot_count(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// Whether the cache key leaves the value of `slot` out.
+    pub(super) fn is_left_out(&self, slot: u16) -> bool {
+        self.mode == KeyMode::Slots
+            && self.slots.get(slot.into()).is_some_and(|span| span.kind.mark().is_some())
+    }
+
+    /// The bytes of `slot` as written.
+    pub(super) fn raw(&self, slot: u16) -> &'a [u8] {
+        self.slots.get(slot.into()).map_or(&[], |span| {
+            self.text.as_bytes().get(span.start as usize..span.end as usize).unwrap_or_default()
+        })
+    }
+
+    /// The normalized text in pieces: two texts of the same pieces mean the same but for the
+    /// values of their slots.
+    #[inline]
+    pub(super) fn each_piece(&self, mut each: impl FnMut(&[u8])) {
+        let bytes = self.text.as_bytes();
+        let piece = |from: u32, to: u32| bytes.get(from as usize..to as usize).unwrap_or_default();
+        let (mut at, end) = self.body;
+        let (mut slot, mut space) = (0, 0);
+        let slot_count = if self.mode == KeyMode::Slots { self.slots.len() } else { 0 };
+        let space_count = if self.mode == KeyMode::Verbatim { 0 } else { self.spaces.len() };
+        loop {
+            let next_slot = (slot < slot_count).then(|| self.slots.get(slot)).flatten();
+            let next_space = (space < space_count).then(|| self.spaces.get(space)).flatten();
+            let (span, mark) = match (next_slot, next_space) {
+                (None, None) => break,
+                (Some(a), Some(b)) if b.start < a.start => (b, Some(&b" "[..])),
+                (None, Some(b)) => (b, Some(&b" "[..])),
+                (Some(a), _) => (a, a.kind.mark()),
+            };
+            match mark {
+                Some(b" ") => space += 1,
+                _ => slot += 1,
+            }
+            let Some(mark) = mark else { continue };
+            each(piece(at, span.start));
+            each(mark);
+            at = span.end;
+        }
+        each(piece(at, end));
     }
 }
+
+/// The value of `'it''s' <newline> 'more'`.
+fn join_pieces(raw: &str) -> String {
+    let mut value = String::with_capacity(raw.len());
+    let mut rest = raw;
+    while let Some((_, tail)) = rest.split_once('\'') {
+        rest = tail;
+        while let Some((part, tail)) = rest.split_once('\'') {
+            value.push_str(part);
+            rest = tail;
+            match tail.strip_prefix('\'') {
+                Some(tail) => {
+                    value.push('\'');
+                    rest = tail;
+                }
+                None => break,
+            }
+        }
+    }
+    value
+}
+
+/// What a byte may begin.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Class {
+    Other,
+    Space,
+    Ident,
+    Digit,
+    Quote,
+    DoubleQuote,
+    Dollar,
+    Dash,
+    Slash,
+    Dot,
+}
+
+const CLASS: [Class; 256] = {
+    let mut table = [Class::Other; 256];
+    let mut b = 0;
+    while b < 256 {
+        table[b] = match b as u8 {
+            b' ' | b'\t' | b'\n' | b'\r' | 0x0c => Class::Space,
+            b'A'..=b'Z' | b'a'..=b'z' | b'_' | 0x80..=0xff => Class::Ident,
+            b'0'..=b'9' => Class::Digit,
+            b'\'' => Class::Quote,
+            b'"' => Class::DoubleQuote,
+            b'$' => Class::Dollar,
+            b'-' => Class::Dash,
+            b'/' => Class::Slash,
+            b'.' => Class::Dot,
+            _ => Class::Other,
+        };
+        b += 1;
+    }
+    table
+};
+
+#[inline]
+fn class(b: u8) -> Class {
+    CLASS[usize::from(b)]
+}
+
+#[inline]
+fn is_ident(b: u8) -> bool {
+    matches!(class(b), Class::Ident | Class::Digit | Class::Dollar)
+}
+
+struct Lexer<'a, 'b> {
+    bytes: &'a [u8],
+    at: usize,
+    lexed: &'b mut Lexed<'a>,
+}
+
+impl Lexer<'_, '_> {
+    fn run(mut self) {
+        self.lexed.mode = KeyMode::Slots;
+        // Where the last token was a string, two of them may turn out to be one: see `string`.
+        let mut string_end = usize::MAX;
+        let mut body: Option<usize> = None;
+        let mut end = 0;
+        while let Some(&byte) = self.bytes.get(self.at) {
+            let start = self.at;
+            let class = class(byte);
+            let is_comment = match class {
+                Class::Dash => self.peek(1) == Some(b'-'),
+                Class::Slash => self.peek(1) == Some(b'*'),
+                _ => false,
+            };
+            if class == Class::Space || is_comment {
+                self.space(body.is_some());
+                continue;
+            }
+            if body.is_none() {
+                body = Some(start);
+                if !self.has_values() {
+                    self.lexed.mode = KeyMode::Space;
+                }
+            }
+            match class {
+                Class::Quote => {
+                    if string_end == end {
+                        self.give_up();
+                    }
+                    self.string();
+                    string_end = self.at;
+                }
+                Class::Ident => self.word(&mut string_end),
+                Class::Digit => self.number(),
+                Class::Dot if self.peek(1).is_some_and(|b| b.is_ascii_digit()) => self.number(),
+                Class::DoubleQuote => self.quoted_name(),
+                Class::Dollar => self.dollar(),
+                _ => self.at += 1,
+            }
+            end = self.at;
+        }
+        let start = body.unwrap_or(end);
+        self.lexed.body = (start as u32, end as u32);
+        // A space after the last token is no part of the key.
+        self.lexed.spaces.truncate_from(end as u32);
+        if self.lexed.mode == KeyMode::Verbatim {
+            self.lexed.body = (0, self.bytes.len() as u32);
+        }
+    }
+
+    /// Cuts no corner from here on: the text as sent is the key.
+    fn give_up(&mut self) {
+        self.lexed.mode = KeyMode::Verbatim;
+    }
+
+    fn peek(&self, ahead: usize) -> Option<u8> {
+        self.bytes.get(self.at + ahead).copied()
+    }
+
+    /// Whether the text starts as a statement whose literals are values.
+    fn has_values(&self) -> bool {
+        let rest = &self.bytes[self.at..];
+        let skip = rest.iter().take_while(|b| matches!(b, b'(' | b' ')).count();
+        let word = rest[skip..].iter().take(7).take_while(|b| is_ident(**b)).count();
+        let word = &rest[skip..skip + word];
+        [&b"select"[..], b"insert", b"update", b"delete", b"with", b"values"]
+            .iter()
+            .any(|known| word.eq_ignore_ascii_case(known))
+    }
+
+    fn push_slot(&mut self, start: usize, kind: SlotKind) {
+        if self.lexed.slots.len() >= SLOTS_MAX {
+            self.give_up();
+            return;
+        }
+        self.lexed.slots.push(Span { start: start as u32, end: self.at as u32, kind });
+    }
+
+    /// A run of white space and comments; in the key one space stands for it.
+    fn space(&mut self, is_inside: bool) {
+        let start = self.at;
+        while let Some(byte) = self.peek(0) {
+            match class(byte) {
+                Class::Space => self.at += 1,
+                Class::Dash if self.peek(1) == Some(b'-') => {
+                    let rest = &self.bytes[self.at..];
+                    let line = rest.iter().position(|b| matches!(b, b'\n' | b'\r'));
+                    self.at += line.unwrap_or(rest.len());
+                }
+                Class::Slash if self.peek(1) == Some(b'*') => self.comment(is_inside),
+                _ => break,
+            }
+        }
+        let is_plain = self.at - start == 1 && self.bytes[start] == b' ';
+        if is_inside && !is_plain {
+            let span = Span { start: start as u32, end: self.at as u32, kind: SlotKind::Plain };
+            self.lexed.spaces.push(span);
+        }
+    }
+
+    /// `/* ... */`, nested.
+    fn comment(&mut self, is_inside: bool) {
+        let start = self.at;
+        self.at += 2;
+        let mut depth = 1usize;
+        while depth > 0 {
+            match (self.peek(0), self.peek(1)) {
+                (Some(b'*'), Some(b'/')) => {
+                    depth -= 1;
+                    self.at += 2;
+                }
+                (Some(b'/'), Some(b'*')) => {
+                    depth += 1;
+                    self.at += 2;
+                }
+                (Some(_), _) => self.at += 1,
+                (None, _) => {
+                    self.give_up();
+                    return;
+                }
+            }
+        }
+        let inner = &self.lexed.text[start + 2..self.at - 2];
+        self.lexed.hint.on_comment(self.lexed.text, inner, start + 2, is_inside);
+    }
+
+    /// A name or keyword, or a string with a letter before it.
+    fn word(&mut self, string_end: &mut usize) {
+        let start = self.at;
+        while self.peek(0).is_some_and(is_ident) {
+            self.at += 1;
+        }
+        if self.at - start != 1 {
+            return;
+        }
+        match (self.bytes[start], self.peek(0)) {
+            (b'e' | b'E', Some(b'\'')) => {
+                let has_escape = self.escape_string();
+                let kind = if has_escape { SlotKind::Opaque } else { SlotKind::Escape };
+                self.push_slot(start, kind);
+                *string_end = self.at;
+            }
+            (b'b' | b'B' | b'x' | b'X' | b'n' | b'N', Some(b'\'')) => {
+                self.skip_string();
+                self.push_slot(start, SlotKind::Opaque);
+                *string_end = self.at;
+            }
+            // UESCAPE may follow and change what it means.
+            (b'u' | b'U', Some(b'&')) if matches!(self.peek(1), Some(b'\'' | b'"')) => {
+                self.give_up();
+                self.at += 1;
+            }
+            _ => {}
+        }
+    }
+
+    fn string(&mut self) {
+        let start = self.at;
+        let kind = if self.skip_string() { SlotKind::Plain } else { SlotKind::Pieced };
+        self.push_slot(start, kind);
+    }
+
+    /// Skips `'...'` and the parts that continue it; whether it is in one part without quotes.
+    fn skip_string(&mut self) -> bool {
+        let mut is_plain = true;
+        self.at += 1;
+        loop {
+            let rest = &self.bytes[self.at..];
+            let Some(quote) = rest.iter().position(|b| *b == b'\'') else {
+                self.give_up();
+                self.at = self.bytes.len();
+                return false;
+            };
+            self.at += quote + 1;
+            if self.peek(0) == Some(b'\'') {
+                self.at += 1;
+                is_plain = false;
+            } else if self.continues() {
+                is_plain = false;
+            } else {
+                return is_plain;
+            }
+        }
+    }
+
+    /// Skips `E'...'`, from its quote; whether it has a backslash or more than one part.
+    fn escape_string(&mut self) -> bool {
+        let mut has_escape = false;
+        self.at += 1;
+        loop {
+            match self.peek(0) {
+                Some(b'\\') => {
+                    has_escape = true;
+                    self.at += 2;
+                }
+                Some(b'\'') if self.peek(1) == Some(b'\'') => {
+                    has_escape = true;
+                    self.at += 2;
+                }
+                Some(b'\'') => {
+                    self.at += 1;
+                    match self.continues() {
+                        true => has_escape = true,
+                        false => return has_escape,
+                    }
+                }
+                Some(_) => self.at += 1,
+                None => {
+                    self.give_up();
+                    self.at = self.bytes.len();
+                    return true;
+                }
+            }
+        }
+    }
+
+    /// After a closing quote: white space with a newline in it, and another quote, continue the
+    /// string. Steps behind that quote.
+    fn continues(&mut self) -> bool {
+        let rest = &self.bytes[self.at..];
+        let space = rest.iter().take_while(|b| class(**b) == Class::Space).count();
+        let has_newline = rest[..space].iter().any(|b| matches!(b, b'\n' | b'\r'));
+        let continues = has_newline && rest.get(space) == Some(&b'\'');
+        if continues {
+            self.at += space + 1;
+        }
+        continues
+    }
+
+    fn quoted_name(&mut self) {
+        self.at += 1;
+        let rest = &self.bytes[self.at..];
+        match rest.iter().position(|b| *b == b'"') {
+            // A doubled quote is read as two names that touch: the same bytes either way.
+            Some(quote) => self.at += quote + 1,
+            None => {
+                self.give_up();
+                self.at = self.bytes.len();
+            }
+        }
+    }
+
+    fn digits(&mut self) {
+        while self.peek(0).is_some_and(|b| b.is_ascii_digit()) {
+            self.at += 1;
+        }
+    }
+
+    fn number(&mut self) {
+        let start = self.at;
+        let mut kind = SlotKind::Integer;
+        self.digits();
+        if self.peek(0) == Some(b'.') {
+            kind = SlotKind::Decimal;
+            self.at += 1;
+            self.digits();
+        }
+        if matches!(self.peek(0), Some(b'e' | b'E')) {
+            let sign = usize::from(matches!(self.peek(1), Some(b'+' | b'-')));
+            if self.peek(1 + sign).is_some_and(|b| b.is_ascii_digit()) {
+                kind = SlotKind::Decimal;
+                self.at += 1 + sign;
+                self.digits();
+            }
+        }
+        // `1x`, `0x1F`, `1_000`, `1..2`: what they are depends on the version of Postgres.
+        if self.peek(0).is_some_and(|b| is_ident(b) || b == b'.') {
+            self.give_up();
+        }
+        self.push_slot(start, kind);
+    }
+
+    /// `$1`, or a string between `$tag$`.
+    fn dollar(&mut self) {
+        let start = self.at;
+        self.at += 1;
+        if self.peek(0).is_some_and(|b| b.is_ascii_digit()) {
+            self.digits();
+            return;
+        }
+        let rest = &self.bytes[self.at..];
+        let tag = rest.iter().take_while(|b| **b != b'$' && is_ident(**b)).count();
+        let is_tag =
+            rest.get(tag) == Some(&b'$') && !rest.first().is_some_and(|b| b.is_ascii_digit());
+        if !is_tag {
+            return;
+        }
+        let delimiter = &self.bytes[start..self.at + tag + 1];
+        let body = self.at + tag + 1;
+        match find(&self.bytes[body..], delimiter) {
+            Some(length) => {
+                self.at = body + length + delimiter.len();
+                self.push_slot(start, SlotKind::Dollar);
+            }
+            None => {
+                self.give_up();
+                self.at = self.bytes.len();
+            }
+        }
+    }
+}
+
+/// Where `needle`, which starts with `$`, stands in `hay`. Each mismatch moves on to the next `$`,
+/// and a tag has none inside, so this is linear.
+fn find(hay: &[u8], needle: &[u8]) -> Option<usize> {
+    let mut from = 0;
+    loop {
+        let at = from + hay.get(from..)?.iter().position(|b| *b == b'$')?;
+        if hay[at..].starts_with(needle) {
+            return Some(at);
+        }
+        from = at + 1;
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -6,7 +6,8 @@
 //! session: literals are slots and parameters are numbers, so an analysis can be cached and
 //! `route::decide` fills in the values. Called by `session` and the console.
 
-pub mod analyze;
+mod analyze;
+mod cache;
 pub mod catalog;
 pub mod functions;
 pub mod lexer;
@@ -43,7 +44,7 @@ pub struct Statement {
     pub problems: Vec<Problem>,
     /// What it does to the session.
     pub effect: Effect,
-    /// It names something that the catalog does not know: worth reading the catalog again.
+    /// It names a relation that the catalog has not heard of: reading the catalog again may help.
     pub unknown_names: bool,
 }
 
@@ -111,6 +112,8 @@ pub enum ProblemKind {
     /// 42501: reads data with no key (pg_stats, user functions, ...): allowed with guard `route`
     /// (then where the session's hospital says) or a `cross_hospital` login.
     ReadsUnkeyed,
+    /// 0A000: would change one shard's copy of a reference table. None on a map of one shard.
+    ReferenceWrite,
 }
 
 /// What a statement does to the session.
@@ -293,21 +296,51 @@ pub struct Analyzed<'a> {
 
 /// Text to facts, through a bounded cache. One per process, shared by all sessions.
 pub struct Analyzer {
-    // filled in by the sql helper
+    cache: cache::Cache,
+    text_bytes_max: usize,
 }
 
 impl Analyzer {
     /// An analyzer whose cache holds `cache_bytes_max` bytes and no text over `text_bytes_max`.
-    pub fn new(_cache_bytes_max: usize, _text_bytes_max: usize) -> Self {
-        Self {}
+    pub fn new(cache_bytes_max: usize, text_bytes_max: usize) -> Self {
+        Self { cache: cache::Cache::new(cache_bytes_max), text_bytes_max }
     }
 
     /// The facts of `text`. A cached text costs one pass of the lexer and one look-up.
-    pub fn analyze<'a>(
-        &self,
-        _text: &'a str,
-        _context: &Context<'_>,
-    ) -> Result<Analyzed<'a>, Error> {
-        unimplemented!("sql helper")
+    ///
+    /// A text that is wrong is looked at anew each time. Catalogs of different databases must have
+    /// different versions.
+    pub fn analyze<'a>(&self, text: &'a str, context: &Context<'_>) -> Result<Analyzed<'a>, Error> {
+        let lexed = lexer::Lexed::new(text);
+        if text.len() > self.text_bytes_max {
+            let (analysis, _) = analyze::analyze(&lexed, context)?;
+            return Ok(Analyzed { analysis: Arc::new(analysis), lexed });
+        }
+        let known = match self.cache.get(&lexed, context) {
+            cache::Found::Analysis(analysis) => return Ok(Analyzed { analysis, lexed }),
+            cache::Found::Nothing(known) => known,
+        };
+        let (analysis, slots) = analyze::analyze(&lexed, context)?;
+        let analysis = Arc::new(analysis);
+        self.cache.put(&lexed, context, known.as_deref(), &slots, &analysis);
+        Ok(Analyzed { analysis, lexed })
     }
 }
+
+impl Analysis {
+    /// About how many bytes it takes.
+    fn size(&self) -> usize {
+        let strings = |statement: &Statement| -> usize {
+            let keys = statement
+                .sharded
+                .iter()
+                .map(|used| 64 + used.relation.len() + used.column.len() + 8 * used.keys.len());
+            let problems = statement.problems.iter().map(|problem| 48 + problem.subject.len());
+            keys.chain(problems).sum()
+        };
+        self.statements.iter().map(|statement| 256 + strings(statement)).sum()
+    }
+}
+
+#[cfg(test)]
+mod tests;
