@@ -61,14 +61,22 @@ pub(super) struct Run {
 pub(super) enum Confirmed {
     /// Nothing.
     Nothing,
-    /// Settings, `None` for the default; session scope only.
-    Set(Vec<(String, Option<String>)>),
+    /// Settings, `None` for the default.
+    Set(Vec<Change>),
     /// RESET ALL.
     ResetAll,
     /// Transaction control.
     Control(Transaction),
     /// The catalog must be read again.
     Ddl,
+}
+
+/// One setting that a statement gives.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Change {
+    name: String,
+    value: Option<String>,
+    is_local: bool,
 }
 
 impl Run {
@@ -143,10 +151,14 @@ impl Run {
                 for setting in settings {
                     let value = session.setting_value(setting, values)?;
                     if matches!(setting.value, crate::sql::SettingValue::Computed) {
+                        if decides_meaning(&setting.name) {
+                            return Err(refusals::computed_setting(&setting.name));
+                        }
                         self.is_opaque = true;
-                    } else if !setting.is_local {
-                        changes.push((setting.name.clone(), value));
+                        continue;
                     }
+                    let (name, is_local) = (setting.name.clone(), setting.is_local);
+                    changes.push(Change { name, value, is_local });
                 }
                 Confirmed::Set(changes)
             }
@@ -154,7 +166,8 @@ impl Run {
                 // The server goes to its own default, the session to its startup value: the two
                 // may differ, so the server is not handed on as it is.
                 self.is_opaque |= session.ledger.settings().contains_key(name);
-                Confirmed::Set(vec![(name.clone(), None)])
+                let change = Change { name: name.clone(), value: None, is_local: false };
+                Confirmed::Set(vec![change])
             }
             Effect::ResetAll => {
                 self.is_opaque = true;
@@ -553,10 +566,20 @@ impl Session {
     async fn bring_settings(&mut self, attached: &mut Attached) -> Result<(), Unattached> {
         let server = &mut *attached.checkout.server;
         let want = self.ledger.committed();
-        if Arc::ptr_eq(&server.settings, want) {
+        let is_default_path = server.default_path == self.default_path;
+        if Arc::ptr_eq(&server.settings, want) && is_default_path {
             return Ok(());
         }
-        if let Some(sql) = params::replay(&server.settings, want) {
+        let mut sql = params::replay(&server.settings, want);
+        if !is_default_path && !want.contains_key("search_path") {
+            // The role's own search_path was changed since this session learnt it: names would
+            // mean on this server what they were not analysed for.
+            server.is_opaque = true;
+            let path = params::quote_literal(&self.default_path);
+            let set = format!("SELECT pg_catalog.set_config('search_path', {path}, false)");
+            sql = Some(sql.map_or(set.clone(), |sql| format!("{sql}; {set}")));
+        }
+        if let Some(sql) = sql {
             match server.run(&sql).await {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => {
@@ -1001,8 +1024,9 @@ fn apply(
     match effect {
         Confirmed::Nothing => {}
         Confirmed::Set(changes) => {
-            for (name, value) in changes {
+            for Change { name, value, is_local } in changes {
                 match value {
+                    value if is_local => ledger.set_local(&name, value.as_deref()),
                     Some(value) => ledger.set(&name, &value),
                     None => ledger.reset(&name),
                 }
@@ -1064,6 +1088,18 @@ pub(super) async fn abandon(attached: Box<Attached>, client: &Arc<Client>) {
     if let Some(hold) = client.on_detach() {
         hold.cancels_done().await;
     }
+}
+
+/// Settings that decide what a text means: pgward must know their values.
+fn decides_meaning(name: &str) -> bool {
+    matches!(
+        name,
+        "search_path"
+            | "role"
+            | "session_authorization"
+            | "client_encoding"
+            | "standard_conforming_strings"
+    )
 }
 
 fn pin_name(pin: crate::sql::Pin) -> &'static str {
