@@ -14,11 +14,12 @@ use super::block::{Block, Pending};
 use super::directory::{CancelTarget, Client};
 use super::{Attached, End, OUTPUT_BYTES_MAX, READ_AHEAD_BYTES, Session, params};
 use crate::catalog::Snapshot;
+use crate::config::Consistency;
 use crate::metrics::{Fallback, ServerRole};
 use crate::pool::{self, Want};
 use crate::route::{Bound, Role, Route, Values, refusals};
 use crate::server::{self, Copy, Expect, Message, Reply, ServerConn, ServerError};
-use crate::shard_map::ShardId;
+use crate::shard_map::{HospitalId, ShardId};
 use crate::sql::{Access, Analysis, Effect, Transaction};
 use crate::wire::backend::{self, ErrorReply};
 use crate::wire::{self, HEADER_BYTES, TxnStatus, frontend};
@@ -298,8 +299,9 @@ impl Session {
     fn look_at_query(&self, total: usize) -> Result<Look, (ErrorReply, bool)> {
         let plain = |refusal| (refusal, false);
         let body = &self.input.as_slice()[HEADER_BYTES..total];
-        let query = frontend::Query::read(body).map_err(|error| plain(super::violation(&error)))?;
-        let sql = super::utf8(query.sql).map_err(plain)?;
+        // `on_query` has read it once: a malformed one does not come here.
+        let sql = frontend::Query::read(body).map(|query| query.sql).unwrap_or_default();
+        let sql = super::utf8(sql).map_err(plain)?;
         let snapshot = self.services.catalog.current();
         let context = crate::sql::Context {
             catalog: &snapshot.catalog,
@@ -350,9 +352,7 @@ impl Session {
     /// In a failed block only its end is accepted.
     pub(super) fn check_failed(&self, analysis: &Analysis) -> Result<(), ErrorReply> {
         let has_failed = match &self.attached {
-            Some(attached) => {
-                attached.checkout.server.pipeline().status() == TxnStatus::Failed
-            }
+            Some(attached) => attached.checkout.server.pipeline().status() == TxnStatus::Failed,
             None => matches!(self.block, Block::Failed(_)),
         };
         let is_control = |s: &crate::sql::Statement| matches!(s.effect, Effect::Transaction(_));
@@ -448,10 +448,14 @@ impl Session {
             Route::One { hospital, shard, role } => (Some(shard), role, hospital),
             Route::Any { role } => (None, role, None),
         };
-        let want = Want { shard, role, hospital, written_at: self.written_at };
+        let written_at = self.must_see(hospital);
+        let want = Want { shard, role, hospital, written_at };
         let map = self.services.map.current();
         let checkout = self.wait_for_server(want).await?;
-        if role == Role::Replica && checkout.role == Role::Primary && self.has_replicas(&map, &checkout) {
+        if role == Role::Replica
+            && checkout.role == Role::Primary
+            && self.has_replicas(&map, &checkout)
+        {
             let metrics = self.services.metrics.of(checkout.shard.0, ServerRole::Replica);
             metrics.on_fallback(Fallback::Stale);
         }
@@ -467,6 +471,24 @@ impl Session {
         });
         self.bring_settings(&mut attached).await?;
         Ok(attached)
+    }
+
+    /// The last write that a read of `hospital` must see.
+    fn must_see(&self, hospital: Option<HospitalId>) -> u64 {
+        match (self.services.config.load().routing.consistency, hospital) {
+            (Consistency::Hospital, Some(hospital)) => self.services.writes.last(hospital),
+            _ => self.written_at,
+        }
+    }
+
+    /// A write has an outcome, or lost it.
+    fn note_write(&mut self, hospital: Option<HospitalId>) {
+        let now = self.services.fleet.now();
+        self.written_at = now;
+        match hospital {
+            Some(hospital) => self.services.writes.note(hospital, now),
+            None => self.services.writes.note_all(now),
+        }
     }
 
     fn has_replicas(&self, map: &crate::shard_map::ShardMap, checkout: &pool::Checkout) -> bool {
@@ -559,6 +581,7 @@ impl Session {
         let may_rerun = attached.checkout.role == Role::Replica
             && is_alone
             && attached.checkout.server.pipeline().is_empty()
+            && !attached.checkout.server.pipeline().is_unsynced()
             && attached.checkout.server.pipeline().status() == TxnStatus::Idle;
         if let Route::One { hospital: Some(hospital), .. } = run.route {
             attached.bound.hospital = Some(hospital);
@@ -634,9 +657,8 @@ impl Session {
             };
             server.synthesize_into(&mut self.output);
             if self.output.len() < OUTPUT_BYTES_MAX {
-                match self.take_replies(attached, running) {
-                    Ok(()) => {}
-                    Err(_) => return Poll::Ready(Ok(Relayed::Lost)),
+                if self.take_replies(attached, running).is_err() {
+                    return Poll::Ready(Ok(running.on_lost(attached)));
                 }
             }
             if running.wants_rerun && running.ready.is_some() {
@@ -661,7 +683,7 @@ impl Session {
             if self.output.len() < OUTPUT_BYTES_MAX {
                 match server.poll_fill(cx) {
                     Poll::Ready(Ok(())) => is_progress = true,
-                    Poll::Ready(Err(_)) => return Poll::Ready(Ok(Relayed::Lost)),
+                    Poll::Ready(Err(_)) => return Poll::Ready(Ok(running.on_lost(attached))),
                     Poll::Pending => {}
                 }
             }
@@ -671,7 +693,9 @@ impl Session {
             // Reading ahead shows when the client has gone; what it sends meanwhile is bounded.
             if self.input.len() < kept + READ_AHEAD_BYTES {
                 match self.stream.poll_fill(cx, &mut self.input) {
-                    Poll::Ready(Ok(n)) if n > 0 => is_progress |= server.pipeline().copy() == Copy::In,
+                    Poll::Ready(Ok(n)) if n > 0 => {
+                        is_progress |= server.pipeline().copy() == Copy::In
+                    }
                     Poll::Ready(_) => return Poll::Ready(Err(End::Client)),
                     Poll::Pending => {}
                 }
@@ -799,7 +823,7 @@ impl Session {
                     self.renew_names();
                 }
                 if attached.is_write && attached.checkout.role == Role::Primary {
-                    self.written_at = self.services.fleet.now();
+                    self.note_write(attached.bound.hospital);
                 }
                 self.release(attached);
             }
@@ -827,10 +851,10 @@ impl Session {
     /// Lets a server go that owes nothing: to its pool if it is provably clean, through a reset
     /// if that is all it lacks, else it is closed.
     pub(super) fn release(&mut self, mut attached: Box<Attached>) {
-        let metrics = self.services.metrics.of(
-            attached.checkout.shard.0,
-            server_role(attached.checkout.role),
-        );
+        let metrics = self
+            .services
+            .metrics
+            .of(attached.checkout.shard.0, server_role(attached.checkout.role));
         metrics.on_release(&crate::metrics::Tally {
             queries: 1,
             held: attached.since.elapsed(),
@@ -868,7 +892,7 @@ impl Session {
         run: &Run,
         running: &Running,
     ) -> Result<(), End> {
-        let shard = attached.checkout.shard;
+        let (shard, hospital) = (attached.checkout.shard, attached.bound.hospital);
         let is_mid_frame = attached.checkout.server.is_mid_frame();
         self.client.on_detach();
         if is_mid_frame {
@@ -892,7 +916,7 @@ impl Session {
         }
         self.ledger.rollback();
         self.renew_names();
-        self.written_at = self.services.fleet.now();
+        self.note_write(hospital);
         self.services.metrics.on_refusal(reply.sqlstate);
         reply.encode(self.output.tail());
         Ok(())
@@ -955,6 +979,15 @@ impl Running {
     /// For a request that is about to be relayed.
     pub(super) fn new(may_rerun: bool) -> Self {
         Self { may_rerun, ..Self::default() }
+    }
+
+    /// The server is gone: what a replica has not begun to answer runs again on the primary.
+    fn on_lost(&self, attached: &Attached) -> Relayed {
+        if self.may_rerun && !attached.checkout.server.has_forwarded() {
+            Relayed::Rerun
+        } else {
+            Relayed::Lost
+        }
     }
 }
 

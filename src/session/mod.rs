@@ -15,6 +15,7 @@ pub mod login;
 pub mod params;
 pub mod statements;
 pub mod welcome;
+pub mod writes;
 
 use std::sync::Arc;
 
@@ -63,6 +64,8 @@ pub struct Services {
     pub statements: Store,
     /// What servers said of startup settings.
     pub greetings: welcome::Greetings,
+    /// When hospitals were last written.
+    pub writes: writes::Writes,
     /// Who is connected.
     pub directory: Directory,
     /// Counters.
@@ -99,8 +102,7 @@ pub struct Session {
     attached: Option<Box<Attached>>,
     /// A batch failed without a server: what follows is dropped up to its Sync.
     is_skipping: bool,
-    /// `Fleet::now` at the outcome of its last write, at first at its login: its reads are as
-    /// fresh as that.
+    /// `Fleet::now` at the outcome of its last write; 1 before the first.
     written_at: u64,
     /// Bytes of the client's that are the rest of a CopyData nobody wants.
     skip_bytes: usize,
@@ -231,6 +233,10 @@ impl Session {
 
     /// A simple Query of `total` bytes stands at the front of the input.
     async fn on_query(&mut self, total: usize) -> Result<(), End> {
+        let body = &self.input.as_slice()[wire::HEADER_BYTES..total];
+        if let Err(error) = frontend::Query::read(body) {
+            return Err(End::Fatal(violation(&error)));
+        }
         if self.is_skipping {
             self.input.advance(total);
             return Ok(());

@@ -11,6 +11,8 @@ use super::Error;
 use super::load::Hospital;
 use super::system::{Shard, System};
 
+/// More than two samples of the freshness of replicas.
+const REPLAY_TIME: std::time::Duration = std::time::Duration::from_secs(1);
 /// The column of each statement that says which server ran it.
 const PORT_COLUMN: &str = "port";
 
@@ -40,6 +42,8 @@ enum Expect {
 pub(super) async fn walk(system: &System, hospitals: &[Hospital]) -> Result<(), Error> {
     let client = system.connect("demo", "").await;
     let client = client.map_err(|source| Error::Sql { what: "connecting".into(), source })?;
+    // A read that must see a write of a moment ago goes to the primary; give the replicas that moment.
+    tokio::time::sleep(REPLAY_TIME).await;
     for (number, query) in (1..).zip(queries(hospitals)) {
         println!("\n  {number}. {}", query.about);
         for line in query.sql.lines() {
