@@ -339,8 +339,8 @@ impl Client {
         let mut bytes = Vec::new();
         for word in words(line) {
             match word.name.as_str() {
-                // What came before it is all that goes out, but for its last bytes.
-                "(half)" | "(cut" => bytes.truncate(bytes.len() - 5),
+                // `(half)`: the message before it lacks its last bytes.
+                "" => bytes.truncate(bytes.len() - 5),
                 _ => bytes.extend(frontend(&word)),
             }
         }
