@@ -23,7 +23,6 @@ const MESSAGE_BYTES_MAX: usize = 64 << 10;
 /// Most bytes of a server before it is ready: endless notices would else keep us busy.
 const LOGIN_BYTES_MAX: usize = 256 << 10;
 /// What the server sees as the client, until a client's own name is set on it.
-const APPLICATION_NAME: &str = "pgward";
 
 /// Where to connect and as whom.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,14 +40,14 @@ pub struct Target {
 }
 
 impl Target {
-    /// A target without settings but pgward's name.
+    /// A target without settings: what a client sees on its server is what it would see directly.
     pub fn new(address: Address, database: String, credentials: &ServerCredentials) -> Self {
         Self {
             address,
             database,
             user: credentials.user.clone(),
             secret: credentials.secret.clone(),
-            settings: vec![("application_name".to_owned(), APPLICATION_NAME.to_owned())],
+            settings: Vec::new(),
         }
     }
 }

@@ -381,6 +381,7 @@ impl ServerConn {
         !self.is_broken
             && !self.is_opaque
             && self.pipeline.is_empty()
+            && !self.pipeline.is_unsynced()
             && self.pipeline.status() == TxnStatus::Idle
             && self.pipeline.copy() == Copy::None
             && self.passing == 0
@@ -393,6 +394,7 @@ impl ServerConn {
     pub fn is_resettable(&self) -> bool {
         !self.is_broken
             && self.pipeline.is_empty()
+            && !self.pipeline.is_unsynced()
             && self.pipeline.status() == TxnStatus::Idle
             && self.passing == 0
             && self.input.is_empty()

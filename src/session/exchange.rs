@@ -299,8 +299,9 @@ impl Session {
     fn look_at_query(&self, total: usize) -> Result<Look, (ErrorReply, bool)> {
         let plain = |refusal| (refusal, false);
         let body = &self.input.as_slice()[HEADER_BYTES..total];
-        let query = frontend::Query::read(body).map_err(|error| plain(super::violation(&error)))?;
-        let sql = super::utf8(query.sql).map_err(plain)?;
+        // `on_query` has read it once: a malformed one does not come here.
+        let sql = frontend::Query::read(body).map(|query| query.sql).unwrap_or_default();
+        let sql = super::utf8(sql).map_err(plain)?;
         let snapshot = self.services.catalog.current();
         let context = crate::sql::Context {
             catalog: &snapshot.catalog,
@@ -580,6 +581,7 @@ impl Session {
         let may_rerun = attached.checkout.role == Role::Replica
             && is_alone
             && attached.checkout.server.pipeline().is_empty()
+            && !attached.checkout.server.pipeline().is_unsynced()
             && attached.checkout.server.pipeline().status() == TxnStatus::Idle;
         if let Route::One { hospital: Some(hospital), .. } = run.route {
             attached.bound.hospital = Some(hospital);
@@ -655,9 +657,8 @@ impl Session {
             };
             server.synthesize_into(&mut self.output);
             if self.output.len() < OUTPUT_BYTES_MAX {
-                match self.take_replies(attached, running) {
-                    Ok(()) => {}
-                    Err(_) => return Poll::Ready(Ok(Relayed::Lost)),
+                if self.take_replies(attached, running).is_err() {
+                    return Poll::Ready(Ok(running.on_lost(attached)));
                 }
             }
             if running.wants_rerun && running.ready.is_some() {
@@ -682,7 +683,7 @@ impl Session {
             if self.output.len() < OUTPUT_BYTES_MAX {
                 match server.poll_fill(cx) {
                     Poll::Ready(Ok(())) => is_progress = true,
-                    Poll::Ready(Err(_)) => return Poll::Ready(Ok(Relayed::Lost)),
+                    Poll::Ready(Err(_)) => return Poll::Ready(Ok(running.on_lost(attached))),
                     Poll::Pending => {}
                 }
             }
@@ -978,6 +979,15 @@ impl Running {
     /// For a request that is about to be relayed.
     pub(super) fn new(may_rerun: bool) -> Self {
         Self { may_rerun, ..Self::default() }
+    }
+
+    /// The server is gone: what a replica has not begun to answer runs again on the primary.
+    fn on_lost(&self, attached: &Attached) -> Relayed {
+        if self.may_rerun && !attached.checkout.server.has_forwarded() {
+            Relayed::Rerun
+        } else {
+            Relayed::Lost
+        }
     }
 }
 

@@ -233,6 +233,10 @@ impl Session {
 
     /// A simple Query of `total` bytes stands at the front of the input.
     async fn on_query(&mut self, total: usize) -> Result<(), End> {
+        let body = &self.input.as_slice()[wire::HEADER_BYTES..total];
+        if let Err(error) = frontend::Query::read(body) {
+            return Err(End::Fatal(violation(&error)));
+        }
         if self.is_skipping {
             self.input.advance(total);
             return Ok(());
