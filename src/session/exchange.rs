@@ -898,8 +898,12 @@ impl Session {
         if is_mid_frame {
             return Err(End::Broken);
         }
+        // The rest of a CopyData would be read as messages.
+        self.skip_bytes = running.copy_left;
         let is_in_block = matches!(self.block, Block::Server(_)) && !run.is_aside;
-        let mut reply = if run.may_commit || (!is_in_block && run.is_write) {
+        // A batch before its Sync may have written in an earlier piece.
+        let is_write = run.is_write || attached.is_write;
+        let mut reply = if run.may_commit || (!is_in_block && is_write) {
             refusals::outcome_unknown(shard)
         } else {
             refusals::server_lost_in_transaction(shard)
