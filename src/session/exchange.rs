@@ -715,7 +715,14 @@ impl Session {
         let server = &mut *attached.checkout.server;
         while let Some(reply) = server.next_reply(&mut self.output)? {
             match reply {
-                Reply::Ready { status, .. } => running.ready = Some(status),
+                Reply::Ready { status, .. } => {
+                    running.ready = Some(status);
+                    if server.pipeline().is_empty() {
+                        // The request has its one ReadyForQuery. What a server says behind it is
+                        // for nobody: `settle` finds it unclean.
+                        return Ok(());
+                    }
+                }
                 Reply::Error(error) => {
                     // The server skips what follows, and so its effects never come.
                     attached.effects.clear();
@@ -783,7 +790,10 @@ impl Session {
                     is_progress = true;
                     continue;
                 }
-                _ => break,
+                frontend::tag::TERMINATE => return Err(End::Client),
+                // Its answer, or the end of the data, is still on its way.
+                _ if running.is_copy_ended => break,
+                tag => return Err(End::Fatal(super::violation(&wire::Error::UnknownTag { tag }))),
             }
             if header.tag != frontend::tag::COPY_DATA {
                 running.is_copy_ended = true;
