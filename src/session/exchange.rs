@@ -515,11 +515,19 @@ impl Session {
                 woken.set(client.woken());
                 cx.waker().wake_by_ref();
             }
-            // Reading ahead shows when the client has gone; what it sends meanwhile is bounded.
-            if self.input.len() < READ_AHEAD_BYTES
-                && let Poll::Ready(Ok(0) | Err(_)) = self.stream.poll_fill(cx, &mut self.input)
+            // What it has been answered already need not wait, too.
+            if !self.output.is_empty()
+                && let Poll::Ready(Err(_)) = self.stream.poll_drain(cx, &mut self.output)
             {
                 return Poll::Ready(Err(Unattached::End(End::Client)));
+            }
+            // Reading ahead shows when the client has gone; what it sends meanwhile is bounded.
+            while self.input.len() < READ_AHEAD_BYTES {
+                match self.stream.poll_fill(cx, &mut self.input) {
+                    Poll::Ready(Ok(n)) if n > 0 => {}
+                    Poll::Ready(_) => return Poll::Ready(Err(Unattached::End(End::Client))),
+                    Poll::Pending => break,
+                }
             }
             Poll::Pending
         })
@@ -637,7 +645,12 @@ impl Session {
         until: Until,
         kept: usize,
     ) -> Result<Relayed, End> {
-        std::future::poll_fn(|cx| self.poll_relay(cx, attached, running, until, kept)).await
+        let relayed =
+            std::future::poll_fn(|cx| self.poll_relay(cx, attached, running, until, kept)).await;
+        if relayed.is_err() {
+            Box::pin(abandon(attached, &self.client)).await;
+        }
+        relayed
     }
 
     fn poll_relay(
@@ -693,9 +706,8 @@ impl Session {
             // Reading ahead shows when the client has gone; what it sends meanwhile is bounded.
             if self.input.len() < kept + READ_AHEAD_BYTES {
                 match self.stream.poll_fill(cx, &mut self.input) {
-                    Poll::Ready(Ok(n)) if n > 0 => {
-                        is_progress |= server.pipeline().copy() == Copy::In
-                    }
+                    // Once more: only a pending read tells when the client goes.
+                    Poll::Ready(Ok(n)) if n > 0 => is_progress = true,
                     Poll::Ready(_) => return Poll::Ready(Err(End::Client)),
                     Poll::Pending => {}
                 }
@@ -1067,8 +1079,9 @@ pub(super) fn make_real(attached: &mut Attached, refusal: ErrorReply) {
     });
 }
 
-/// The client has gone: what runs for it is cancelled, and its server is closed unless it is clean.
-pub(super) async fn abandon(attached: Box<Attached>, client: &Arc<Client>) {
+/// The client has gone: what runs for it is cancelled. Its server may be dropped then, which closes
+/// it unless it is clean.
+pub(super) async fn abandon(attached: &Attached, client: &Arc<Client>) {
     let server = &attached.checkout.server;
     if !server.pipeline().is_empty()
         && let Some(peer) = server.peer
