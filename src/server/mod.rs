@@ -299,6 +299,18 @@ impl ServerConn {
             }
             let body = &rest[HEADER_BYTES..header.total.min(rest.len())];
             let status = body.first().copied().unwrap_or_default();
+            if header.tag == b'E' && self.pipeline.is_empty() {
+                // Unasked: the server's word on why it ends the connection.
+                let error = server_error(body, Settled::Async)?;
+                if !error.is_fatal {
+                    return Err(pipeline::Desync(header.tag).into());
+                }
+                self.is_broken = true;
+                return Ok(Some(Reply::Error(error)));
+            }
+            if header.tag == b'Z' && body.len() != 1 {
+                return Err(pipeline::Desync(header.tag).into());
+            }
             let (verdict, settled) = self.pipeline.on_reply(header.tag, status)?;
             let mut is_forwarded = verdict == Verdict::Forward && !self.is_holding;
             reply = match (header.tag, settled) {

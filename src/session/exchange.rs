@@ -528,11 +528,19 @@ impl Session {
                 woken.set(client.woken());
                 cx.waker().wake_by_ref();
             }
-            // Reading ahead shows when the client has gone; what it sends meanwhile is bounded.
-            if self.input.len() < READ_AHEAD_BYTES
-                && let Poll::Ready(Ok(0) | Err(_)) = self.stream.poll_fill(cx, &mut self.input)
+            // What it has been answered already need not wait, too.
+            if !self.output.is_empty()
+                && let Poll::Ready(Err(_)) = self.stream.poll_drain(cx, &mut self.output)
             {
                 return Poll::Ready(Err(Unattached::End(End::Client)));
+            }
+            // Reading ahead shows when the client has gone; what it sends meanwhile is bounded.
+            while self.input.len() < READ_AHEAD_BYTES {
+                match self.stream.poll_fill(cx, &mut self.input) {
+                    Poll::Ready(Ok(n)) if n > 0 => {}
+                    Poll::Ready(_) => return Poll::Ready(Err(Unattached::End(End::Client))),
+                    Poll::Pending => break,
+                }
             }
             Poll::Pending
         })
@@ -660,7 +668,12 @@ impl Session {
         until: Until,
         kept: usize,
     ) -> Result<Relayed, End> {
-        std::future::poll_fn(|cx| self.poll_relay(cx, attached, running, until, kept)).await
+        let relayed =
+            std::future::poll_fn(|cx| self.poll_relay(cx, attached, running, until, kept)).await;
+        if relayed.is_err() {
+            Box::pin(abandon(attached, &self.client)).await;
+        }
+        relayed
     }
 
     fn poll_relay(
@@ -716,9 +729,8 @@ impl Session {
             // Reading ahead shows when the client has gone; what it sends meanwhile is bounded.
             if self.input.len() < kept + READ_AHEAD_BYTES {
                 match self.stream.poll_fill(cx, &mut self.input) {
-                    Poll::Ready(Ok(n)) if n > 0 => {
-                        is_progress |= server.pipeline().copy() == Copy::In
-                    }
+                    // Once more: only a pending read tells when the client goes.
+                    Poll::Ready(Ok(n)) if n > 0 => is_progress = true,
                     Poll::Ready(_) => return Poll::Ready(Err(End::Client)),
                     Poll::Pending => {}
                 }
@@ -738,7 +750,14 @@ impl Session {
         let server = &mut *attached.checkout.server;
         while let Some(reply) = server.next_reply(&mut self.output)? {
             match reply {
-                Reply::Ready { status, .. } => running.ready = Some(status),
+                Reply::Ready { status, .. } => {
+                    running.ready = Some(status);
+                    if server.pipeline().is_empty() {
+                        // The request has its one ReadyForQuery. What a server says behind it is
+                        // for nobody: `settle` finds it unclean.
+                        return Ok(());
+                    }
+                }
                 Reply::Error(error) => {
                     // The server skips what follows, and so its effects never come.
                     attached.effects.clear();
@@ -806,7 +825,10 @@ impl Session {
                     is_progress = true;
                     continue;
                 }
-                _ => break,
+                frontend::tag::TERMINATE => return Err(End::Client),
+                // Its answer, or the end of the data, is still on its way.
+                _ if running.is_copy_ended => break,
+                tag => return Err(End::Fatal(super::violation(&wire::Error::UnknownTag { tag }))),
             }
             if header.tag != frontend::tag::COPY_DATA {
                 running.is_copy_ended = true;
@@ -921,8 +943,12 @@ impl Session {
         if is_mid_frame {
             return Err(End::Broken);
         }
+        // The rest of a CopyData would be read as messages.
+        self.skip_bytes = running.copy_left;
         let is_in_block = matches!(self.block, Block::Server(_)) && !run.is_aside;
-        let mut reply = if run.may_commit || (!is_in_block && run.is_write) {
+        // A batch before its Sync may have written in an earlier piece.
+        let is_write = run.is_write || attached.is_write;
+        let mut reply = if run.may_commit || (!is_in_block && is_write) {
             refusals::outcome_unknown(shard)
         } else {
             refusals::server_lost_in_transaction(shard)
@@ -1077,8 +1103,9 @@ pub(super) fn make_real(attached: &mut Attached, refusal: ErrorReply) {
     });
 }
 
-/// The client has gone: what runs for it is cancelled, and its server is closed unless it is clean.
-pub(super) async fn abandon(attached: Box<Attached>, client: &Arc<Client>) {
+/// The client has gone: what runs for it is cancelled. Its server may be dropped then, which closes
+/// it unless it is clean.
+pub(super) async fn abandon(attached: &Attached, client: &Arc<Client>) {
     let server = &attached.checkout.server;
     if !server.pipeline().is_empty()
         && let Some(peer) = server.peer

@@ -138,7 +138,7 @@ impl Session {
             drop(tokio::time::timeout(std::time::Duration::from_secs(1), farewell).await);
         }
         if let Some(attached) = self.attached.take() {
-            Box::pin(exchange::abandon(attached, &self.client)).await;
+            Box::pin(exchange::abandon(&attached, &self.client)).await;
         }
         self.services.directory.leave(&self.client);
     }
