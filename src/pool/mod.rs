@@ -431,9 +431,7 @@ impl Pools {
                     (borrowed, (host + turn) % count)
                 })
             }
-            ReplicaChoice::HospitalAffinity => {
-                affine_host(pools, want.hospital, hosts.collect())
-            }
+            ReplicaChoice::HospitalAffinity => affine_host(pools, want.hospital, hosts.collect()),
         }
     }
 }

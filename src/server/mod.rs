@@ -299,10 +299,9 @@ impl ServerConn {
             let (verdict, settled) = self.pipeline.on_reply(header.tag, status)?;
             let mut is_forwarded = verdict == Verdict::Forward && !self.is_holding;
             reply = match (header.tag, settled) {
-                (b'Z', _) => Some(Reply::Ready {
-                    status: self.pipeline.status(),
-                    forwarded: is_forwarded,
-                }),
+                (b'Z', _) => {
+                    Some(Reply::Ready { status: self.pipeline.status(), forwarded: is_forwarded })
+                }
                 (b'E', _) => {
                     self.prepared.on_failure();
                     let mut error = server_error(body, settled)?;
@@ -320,7 +319,11 @@ impl ServerConn {
                     Some(Reply::Error(error))
                 }
                 (b'C' | b'I' | b's', Settled::One(_)) => Some(Reply::Complete {
-                    tag: if header.tag == b'C' { CommandTag::new(body) } else { CommandTag::default() },
+                    tag: if header.tag == b'C' {
+                        CommandTag::new(body)
+                    } else {
+                        CommandTag::default()
+                    },
                     kind: header.tag,
                     forwarded: is_forwarded,
                 }),
@@ -413,7 +416,8 @@ impl ServerConn {
             // Harmless news of an idle server (a reloaded setting) is dropped; all else ends it.
             Poll::Ready(Ok(n)) if n > 0 => {
                 let mut nowhere = Buffer::default();
-                let is_fine = matches!(self.scan(&mut nowhere), Ok(Some(Reply::Parameter { .. }) | None));
+                let is_fine =
+                    matches!(self.scan(&mut nowhere), Ok(Some(Reply::Parameter { .. }) | None));
                 self.is_broken |= !is_fine || !self.input.is_empty();
                 !self.is_broken
             }
@@ -437,7 +441,9 @@ impl ServerConn {
     ) -> Result<Result<Vec<Option<String>>, ServerError>, Error> {
         self.prepared.forget_unnamed();
         self.begin_request(true);
-        self.send(Message::Query, Expect::Forward, |out| frontend::write_query(out, sql.as_bytes()));
+        self.send(Message::Query, Expect::Forward, |out| {
+            frontend::write_query(out, sql.as_bytes())
+        });
         let mut replies = Buffer::default();
         let mut failure = None;
         loop {

@@ -305,7 +305,11 @@ impl Session {
         Ok(())
     }
 
-    fn look_at_parse(&mut self, batch: &mut Batch, body: Range<usize>) -> Result<StepKind, Trouble> {
+    fn look_at_parse(
+        &mut self,
+        batch: &mut Batch,
+        body: Range<usize>,
+    ) -> Result<StepKind, Trouble> {
         let parse = Parse::read(&self.input.as_slice()[body])?;
         let sql = super::utf8(parse.sql)?;
         let mut types = [0u32; 32];
@@ -514,7 +518,11 @@ impl Session {
         })
     }
 
-    fn look_at_close(&mut self, batch: &mut Batch, body: Range<usize>) -> Result<StepKind, Trouble> {
+    fn look_at_close(
+        &mut self,
+        batch: &mut Batch,
+        body: Range<usize>,
+    ) -> Result<StepKind, Trouble> {
         let named = Named::read_close(&self.input.as_slice()[body])?;
         Ok(match named.kind {
             Kind::Statement => {
@@ -530,9 +538,7 @@ impl Session {
                 batch.needs_server = true;
                 StepKind::Portal(Message::Close)
             }
-            Kind::Portal => {
-                StepKind::Local(Message::Close, local(backend::write_close_complete))
-            }
+            Kind::Portal => StepKind::Local(Message::Close, local(backend::write_close_complete)),
         })
     }
 
@@ -804,10 +810,8 @@ fn emit_parse<'s>(
         return statement.server_name.as_bytes();
     }
     let expect = if is_client { Expect::Forward } else { Expect::Swallow };
-    let is_repeated =
-        threshold > 0 && statement.unnamed_uses.load(Ordering::Relaxed) >= threshold;
-    let name: &[u8] =
-        if is_named || is_repeated { statement.server_name.as_bytes() } else { b"" };
+    let is_repeated = threshold > 0 && statement.unnamed_uses.load(Ordering::Relaxed) >= threshold;
+    let name: &[u8] = if is_named || is_repeated { statement.server_name.as_bytes() } else { b"" };
     server.send(Message::Parse, expect, |out| {
         let types = statement.types().iter().copied();
         frontend::write_parse(out, name, statement.sql().as_bytes(), types);

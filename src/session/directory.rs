@@ -314,7 +314,8 @@ mod tests {
         // The session goes on meanwhile; that must not let the server go.
         client.on_wait();
         let mut done = std::pin::pin!(hold.cancels_done());
-        let polled = std::future::poll_fn(|cx| std::task::Poll::Ready(done.as_mut().poll(cx).is_ready()));
+        let polled =
+            std::future::poll_fn(|cx| std::task::Poll::Ready(done.as_mut().poll(cx).is_ready()));
         assert!(!polled.await, "still on its way");
         drop(socket);
         cancel.await.unwrap();

@@ -350,9 +350,7 @@ impl Session {
     /// In a failed block only its end is accepted.
     pub(super) fn check_failed(&self, analysis: &Analysis) -> Result<(), ErrorReply> {
         let has_failed = match &self.attached {
-            Some(attached) => {
-                attached.checkout.server.pipeline().status() == TxnStatus::Failed
-            }
+            Some(attached) => attached.checkout.server.pipeline().status() == TxnStatus::Failed,
             None => matches!(self.block, Block::Failed(_)),
         };
         let is_control = |s: &crate::sql::Statement| matches!(s.effect, Effect::Transaction(_));
@@ -451,7 +449,10 @@ impl Session {
         let want = Want { shard, role, hospital, written_at: self.written_at };
         let map = self.services.map.current();
         let checkout = self.wait_for_server(want).await?;
-        if role == Role::Replica && checkout.role == Role::Primary && self.has_replicas(&map, &checkout) {
+        if role == Role::Replica
+            && checkout.role == Role::Primary
+            && self.has_replicas(&map, &checkout)
+        {
             let metrics = self.services.metrics.of(checkout.shard.0, ServerRole::Replica);
             metrics.on_fallback(Fallback::Stale);
         }
@@ -671,7 +672,9 @@ impl Session {
             // Reading ahead shows when the client has gone; what it sends meanwhile is bounded.
             if self.input.len() < kept + READ_AHEAD_BYTES {
                 match self.stream.poll_fill(cx, &mut self.input) {
-                    Poll::Ready(Ok(n)) if n > 0 => is_progress |= server.pipeline().copy() == Copy::In,
+                    Poll::Ready(Ok(n)) if n > 0 => {
+                        is_progress |= server.pipeline().copy() == Copy::In
+                    }
                     Poll::Ready(_) => return Poll::Ready(Err(End::Client)),
                     Poll::Pending => {}
                 }
@@ -827,10 +830,10 @@ impl Session {
     /// Lets a server go that owes nothing: to its pool if it is provably clean, through a reset
     /// if that is all it lacks, else it is closed.
     pub(super) fn release(&mut self, mut attached: Box<Attached>) {
-        let metrics = self.services.metrics.of(
-            attached.checkout.shard.0,
-            server_role(attached.checkout.role),
-        );
+        let metrics = self
+            .services
+            .metrics
+            .of(attached.checkout.shard.0, server_role(attached.checkout.role));
         metrics.on_release(&crate::metrics::Tally {
             queries: 1,
             held: attached.since.elapsed(),

@@ -19,8 +19,8 @@ use crate::net::{Buffer, Stream};
 use crate::pool::{UserPools, Want};
 use crate::route::{Hospitals, Role, refusals};
 use crate::server::SettingsMap;
-use crate::wire::backend::{self, ErrorReply};
 use crate::wire::TxnStatus;
+use crate::wire::backend::{self, ErrorReply};
 
 /// Distinct startup settings that are remembered.
 const CHECKED_MAX: usize = 4_096;
@@ -72,12 +72,8 @@ pub async fn welcome(
         _ => None,
     };
     let application = settings.get("application_name").map_or("", String::as_str);
-    let entered = services.directory.enter(
-        &login.user.name,
-        &login.startup.database,
-        application,
-        peer,
-    );
+    let entered =
+        services.directory.enter(&login.user.name, &login.startup.database, application, peer);
     let Some(client) = entered else {
         return Err((login.stream, refusals::too_many_clients()));
     };
@@ -120,10 +116,8 @@ async fn prepare(
             "application_name" => application_name(value),
             _ => check(services, login, pools, name, value).await?,
         };
-        let is_default = learnt
-            .parameters
-            .iter()
-            .any(|(n, v)| n.eq_ignore_ascii_case(name) && *v == value);
+        let is_default =
+            learnt.parameters.iter().any(|(n, v)| n.eq_ignore_ascii_case(name) && *v == value);
         if !is_default {
             settings.insert(name.clone(), value);
         }
