@@ -25,7 +25,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 use tokio_postgres::{Client, Row};
 
-use crate::fleet::monitor::{self, connect};
+use crate::fleet::monitor::{self, carried, connect};
 use crate::fleet::{Fleet, FleetSettings, ShardState, Standing};
 use crate::shard_map::{Address, ShardId, ShardMap};
 use crate::sql::catalog::FunctionKind;
@@ -95,8 +95,8 @@ const RELATIONS: &str = concat!(
     " ORDER BY n.nspname, c.relname LIMIT $1"
 );
 
-/// What each view names, by the oids in its rules' trees: relations, then functions, also those
-/// behind operators, aggregates and window functions.
+/// What each view names, by the oids in its rules' trees: relations, then functions, also
+/// aggregates, window functions and those behind operators. Operators of pg_catalog compute.
 const READS: &str = r"WITH named AS (
         SELECT r.ev_class AS view, m[1] AS what, m[2]::oid AS id
         FROM pg_rewrite r JOIN pg_class c ON c.oid = r.ev_class,
@@ -116,7 +116,7 @@ const READS: &str = r"WITH named AS (
     UNION
     SELECT view, n.nspname::text, p.proname::text, true
     FROM named JOIN pg_proc p ON p.oid = named.id JOIN pg_namespace n ON n.oid = p.pronamespace
-    WHERE what <> 'relid'
+    WHERE what <> 'relid' AND (what <> 'opfuncid' OR p.oid >= 16384)
     ORDER BY 1, 2, 3, 4 LIMIT $1";
 
 const FUNCTIONS: &str = concat!(
@@ -148,8 +148,8 @@ pub async fn read(
     settings: &FleetSettings,
 ) -> Result<ShardFacts, Error> {
     let reading = async {
-        let (client, _) = connect(address, database, settings, READ_TIMEOUT).await?;
-        read_with(&client).await
+        let (client, carrier) = connect(address, database, settings, READ_TIMEOUT).await?;
+        carried(carrier, read_with(&client)).await
     };
     timeout(READ_TIMEOUT, reading).await.map_err(|_| Error::TimedOut)?
 }

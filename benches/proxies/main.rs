@@ -14,6 +14,7 @@ mod loader;
 mod memory;
 mod options;
 mod process;
+mod profile;
 mod protocol;
 mod real;
 mod relay;
@@ -129,7 +130,7 @@ fn fake_setting(
         probe_interval_ms: PROBE_INTERVAL_MS,
     };
     let mut load = Load::start()?;
-    if options.has(Part::Fake) || options.has(Part::Syscalls) {
+    if [Part::Fake, Part::Syscalls, Part::Profile].into_iter().any(|part| options.has(part)) {
         let targets = start_all(&launcher, ports, &mut load)?;
         report.say("# Fake backend");
         if options.has(Part::Fake) {
@@ -141,6 +142,9 @@ fn fake_setting(
         if options.has(Part::Syscalls) {
             let time = options.cell / 2;
             syscalls::run(&mut load, &targets, sandbox.directory(), time, report)?;
+        }
+        if options.has(Part::Profile) {
+            profile::run(&mut load, &targets, sandbox.directory(), report)?;
         }
         for target in targets {
             load.close(target.address)?;

@@ -10,7 +10,7 @@ use crate::targets::TargetName;
 pub const USAGE: &str = "\
 make bench [QUICK=1], or: cargo bench --bench proxies -- [options]
   --quick                 a short version in two minutes (also QUICK=1)
-  --parts LIST            of: fake, memory, syscalls, instructions, real (default: all)
+  --parts LIST            of: fake, memory, syscalls, instructions, real (default: these), profile
   --targets LIST          of: direct, relay, pgbouncer, pgward-1, pgward-100 (default: all)
   --rounds N, --cell-ms N how often and how long each cell runs
   --pgward PATH           a pgward other than the one just built
@@ -29,15 +29,20 @@ pub enum Part {
     Instructions,
     /// pgbench against real Postgres.
     Real,
+    /// Where the CPU goes, by perf: only when named.
+    Profile,
 }
 
 impl Part {
-    const ALL: [(&'static str, Self); 5] = [
+    const DEFAULT: [Self; 5] =
+        [Self::Fake, Self::Memory, Self::Syscalls, Self::Instructions, Self::Real];
+    const ALL: [(&'static str, Self); 6] = [
         ("fake", Self::Fake),
         ("memory", Self::Memory),
         ("syscalls", Self::Syscalls),
         ("instructions", Self::Instructions),
         ("real", Self::Real),
+        ("profile", Self::Profile),
     ];
 }
 
@@ -64,11 +69,11 @@ impl Options {
     /// Reads arguments and environment.
     pub fn read(args: impl Iterator<Item = String>) -> Result<Self> {
         let args: Vec<String> = args.collect();
-        let quick_env = std::env::var("QUICK").is_ok_and(|value| value != "" && value != "0");
+        let quick_env = std::env::var("QUICK").is_ok_and(|value| !value.is_empty() && value != "0");
         let is_quick = quick_env || args.iter().any(|arg| arg == "--quick");
         let mut options = Self {
             is_quick,
-            parts: Part::ALL.map(|(_, part)| part).to_vec(),
+            parts: Part::DEFAULT.to_vec(),
             targets: TargetName::ALL.to_vec(),
             rounds: if is_quick { 5 } else { 15 },
             cell: Duration::from_millis(if is_quick { 200 } else { 800 }),

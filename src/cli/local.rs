@@ -199,7 +199,8 @@ impl Sandbox {
             "initdb",
             ["--pgdata=template", "--username=postgres", "--auth=trust", "--encoding=UTF8"]
                 .into_iter()
-                .chain(["--no-locale", "--no-sync", "--no-instructions"]),
+                // Small WAL files: nothing here writes much, and all of it is thrown away.
+                .chain(["--no-locale", "--no-sync", "--no-instructions", "--wal-segsize=1"]),
         )?;
         Ok(sandbox)
     }

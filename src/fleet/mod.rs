@@ -348,17 +348,21 @@ impl ShardState {
     /// The host that accepts writes *now*: it said so within two intervals, on a timeline not lower
     /// than the last accepted one, and no other host disputes it.
     pub fn primary(&self) -> Option<usize> {
-        let now = self.clock.now();
-        self.note_use(now);
-        self.primary_at(now)
+        self.primary_at(self.clock.now())
     }
 
     /// As [`primary`](Self::primary), without counting as use: for people and metrics.
     pub fn peek_primary(&self) -> Option<usize> {
-        self.primary_at(self.clock.now())
+        self.primary_unnoted(self.clock.now())
     }
 
-    fn primary_at(&self, now: u64) -> Option<usize> {
+    /// As [`primary`](Self::primary), for a caller that has read the clock already.
+    pub fn primary_at(&self, now: u64) -> Option<usize> {
+        self.note_use(now);
+        self.primary_unnoted(now)
+    }
+
+    fn primary_unnoted(&self, now: u64) -> Option<usize> {
         // Acquire: whoever sees a new primary sees that no replica is fresh in its eyes yet.
         unpack(self.primary.load(Ordering::Acquire))
             .and_then(|(host, until_us)| (now / 1000 < until_us).then_some(host))
@@ -367,7 +371,11 @@ impl ShardState {
     /// Replicas that answer and are fresh as of `as_of`, the fleet's time of a write's outcome, as
     /// a bit mask of host indexes. With `None` any replica that answers will do.
     pub fn fresh_replicas(&self, as_of: Option<u64>) -> u32 {
-        let now = self.clock.now();
+        self.fresh_replicas_at(self.clock.now(), as_of)
+    }
+
+    /// As [`fresh_replicas`](Self::fresh_replicas), for a caller that has read the clock already.
+    pub fn fresh_replicas_at(&self, now: u64, as_of: Option<u64>) -> u32 {
         self.note_use(now);
         let mut mask = 0;
         for (index, cell) in self.replicas.iter().enumerate() {

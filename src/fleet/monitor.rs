@@ -8,12 +8,14 @@
 //! also sees the timeline that a replica receives, so that replicas serve again right after a
 //! failover instead of after their next restartpoint. Works on PostgreSQL 13 to 18.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 use tokio_postgres::error::SqlState;
+use tokio_postgres::tls::NoTlsStream;
 use tokio_postgres::types::PgLsn;
 use tokio_postgres::{Client, NoTls, Statement};
 
@@ -72,15 +74,17 @@ impl From<tokio_postgres::Error> for Error {
     }
 }
 
+/// A control connection's other half: it must be polled for the client to get answers.
+pub type Carrier = tokio_postgres::Connection<tokio_postgres::Socket, NoTlsStream>;
+
 /// Opens a control connection: read-only, with a fixed search_path and a statement timeout. Used
-/// for probes and for reading catalogs. The task that carries it ends with the client, or with the
-/// connection.
+/// for probes and for reading catalogs, through [`carried`].
 pub async fn connect(
     address: &Address,
     database: &str,
     settings: &FleetSettings,
     statement_timeout: Duration,
-) -> Result<(Client, JoinHandle<()>), Error> {
+) -> Result<(Client, Carrier), Error> {
     let mut config = tokio_postgres::Config::new();
     config
         .host(&address.host)
@@ -97,14 +101,26 @@ pub async fn connect(
     if let Some(secret) = &settings.secret {
         config.password(secret);
     }
-    let (client, connection) = timeout(settings.probe_timeout, config.connect(NoTls))
-        .await
-        .map_err(|_| Error::TimedOut)??;
-    let carrier = tokio::spawn(async move {
-        // Its errors reach whoever asks through the client.
-        let _ = connection.await;
-    });
-    Ok((client, carrier))
+    let connecting = timeout(settings.probe_timeout, config.connect(NoTls));
+    Ok(connecting.await.map_err(|_| Error::TimedOut)??)
+}
+
+/// Runs `work` over its connection, in one task: two would wake each other for every answer. Ends
+/// as soon as the connection does.
+pub async fn carried<T, E: From<Error>>(
+    carrier: Carrier,
+    work: impl Future<Output = Result<T, E>>,
+) -> Result<T, E> {
+    // Work first: what it got before the connection ended counts.
+    tokio::select! {
+        biased;
+        done = work => done,
+        ended = carrier => Err(match ended {
+            Ok(()) => Error::Broken("connection closed".into()),
+            Err(error) => error.into(),
+        }
+        .into()),
+    }
 }
 
 /// The tasks that ask one shard's hosts. They end when this is dropped.
@@ -133,11 +149,8 @@ async fn watch(state: Arc<ShardState>, host: usize, settings: Arc<FleetSettings>
         // The first connect after a lost connection comes at once: most often the server restarted
         // or somebody closed idle connections.
         let began = Instant::now();
-        let error = match Control::open(&state, host, &settings).await {
-            Ok(control) => {
-                failures = 0;
-                control.ask_for_ever(&state, host, &settings).await
-            }
+        let error = match probe(&state, host, &settings, &mut failures).await {
+            Ok(never) => match never {},
             Err(error) => error,
         };
         let pause = backoff(&error, failures, &settings);
@@ -164,57 +177,61 @@ fn backoff(error: &Error, failures: u32, settings: &FleetSettings) -> Duration {
     pause.mul_f64(0.75 + 0.25 * rand::random::<f64>())
 }
 
+/// Connects and asks until something goes wrong.
+async fn probe(
+    state: &ShardState,
+    host: usize,
+    settings: &FleetSettings,
+    failures: &mut u32,
+) -> Result<Infallible, Error> {
+    let limit = settings.probe_timeout;
+    let address = &state.addresses()[host];
+    let (client, carrier) = connect(address, state.database(), settings, limit).await?;
+    let asking = async {
+        let opening = timeout(limit, Control::open(client));
+        let control = opening.await.map_err(|_| Error::TimedOut)??;
+        *failures = 0;
+        control.ask_for_ever(state, host, settings).await
+    };
+    carried(carrier, asking).await
+}
+
 /// A control connection whose server has said who it is.
 struct Control {
     client: Client,
-    carrier: JoinHandle<()>,
-    probe: Statement,
+    question: Statement,
     system: u64,
     block_bytes: u64,
     segment_bytes: u64,
 }
 
 impl Control {
-    async fn open(
-        state: &ShardState,
-        host: usize,
-        settings: &FleetSettings,
-    ) -> Result<Self, Error> {
-        let address = &state.addresses()[host];
-        let limit = settings.probe_timeout;
-        let (client, carrier) = connect(address, state.database(), settings, limit).await?;
-        let open = async {
-            let identity = client.query_one(IDENTITY, &[]).await?;
-            Ok::<_, Error>((identity, client.prepare(PROBE).await?))
-        };
-        let (identity, probe) = timeout(limit, open).await.map_err(|_| Error::TimedOut)??;
+    async fn open(client: Client) -> Result<Self, Error> {
+        let identity = client.query_one(IDENTITY, &[]).await?;
+        let question = client.prepare(PROBE).await?;
         let number = |column| identity.try_get::<_, i64>(column).map(|n| n as u64);
         let (system, block_bytes, segment_bytes) = (number(0)?, number(1)?, number(2)?);
-        Ok(Self { client, carrier, probe, system, block_bytes, segment_bytes })
+        Ok(Self { client, question, system, block_bytes, segment_bytes })
     }
 
     /// Asks once per interval, at times that are the interval apart whatever an answer takes.
     async fn ask_for_ever(
-        mut self,
+        self,
         state: &ShardState,
         host: usize,
         settings: &FleetSettings,
-    ) -> Error {
+    ) -> Result<Infallible, Error> {
         loop {
             let began = Instant::now();
             let sent_at = state.now();
-            match timeout(settings.probe_timeout, self.ask()).await {
-                Ok(Ok(answer)) => state.on_answer(host, answer, sent_at),
-                Ok(Err(error)) => return error,
-                Err(_) => return Error::TimedOut,
-            }
+            let asking = timeout(settings.probe_timeout, self.ask());
+            let answer = asking.await.map_err(|_| Error::TimedOut)??;
+            state.on_answer(host, answer, sent_at);
             let interval = Duration::from_nanos(state.interval());
             // Early rather than late: an answer counts for two intervals.
             let pause = interval.mul_f64(0.8 + 0.2 * rand::random::<f64>());
             tokio::select! {
                 biased;
-                // The server went away: known at once, not at the next question.
-                _ = &mut self.carrier => return Error::Broken("connection closed".into()),
                 () = state.poked(host) => {}
                 () = tokio::time::sleep_until(began + pause) => {}
             }
@@ -222,7 +239,7 @@ impl Control {
     }
 
     async fn ask(&self) -> Result<Answer, Error> {
-        let row = self.client.query_one(&self.probe, &[]).await?;
+        let row = self.client.query_one(&self.question, &[]).await?;
         let is_in_recovery: bool = row.try_get(0)?;
         let lsn: Option<PgLsn> = row.try_get(1)?;
         let timeline: Option<i32> = row.try_get(2)?;

@@ -181,8 +181,7 @@ impl State {
             let held = waiter.hospital.and_then(|h| self.held.get(&h)).copied().unwrap_or(0);
             held < self.share && !waiter.grant.is_closed()
         };
-        let index =
-            self.queue.iter().take(FAIRNESS_SCAN_MAX).position(is_below_share).unwrap_or(0);
+        let index = self.queue.iter().take(FAIRNESS_SCAN_MAX).position(is_below_share).unwrap_or(0);
         let waiter = self.queue.remove(index)?;
         self.take(waiter.hospital);
         Some(waiter)

@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 
 use super::gate::{Gate, Permit};
 use crate::net::{Buffer, Stream};
-use crate::server::login::{self, ConnectError, Target};
 use crate::server::ServerConn;
+use crate::server::login::{self, ConnectError, Target};
 
 /// Limits of a pool, from `[pool]`.
 #[derive(Debug, Clone, PartialEq)]

@@ -183,7 +183,7 @@ pub struct Want {
     /// For fairness and affinity.
     pub hospital: Option<HospitalId>,
     /// `Fleet::now` at the outcome of the last write that the read must see.
-    pub written_at: Option<u64>,
+    pub written_at: u64,
 }
 
 impl UserPools {
@@ -287,14 +287,14 @@ impl Pools {
         }
     }
 
-    /// Any shard will do: one that has a fit host now, starting with a random one.
+    /// Any shard will do: the first that has a primary now. The same one for everybody, because
+    /// what is asked of any shard is mostly its catalog, whose OIDs differ between shards.
     async fn checkout_any(&self, pools: &UserPools, want: Want) -> Result<Checkout, Error> {
         let count = pools.shards.len();
-        let first = if count > 1 { rand::random_range(0..count) } else { 0 };
         let mut last = Error::NoShard(ShardId(0));
         for pass in [true, false] {
             for step in 0..count {
-                let shard = &pools.shards[(first + step) % count];
+                let shard = &pools.shards[step];
                 let is_up = shard.state.as_ref().is_some_and(|s| s.primary().is_some());
                 if pass && !is_up {
                     continue;
@@ -408,7 +408,7 @@ impl Pools {
                 let lag = u64::try_from(settings.max_replica_lag.as_nanos()).unwrap_or(u64::MAX);
                 Some(self.fleet.now().saturating_sub(lag))
             }
-            Consistency::Session | Consistency::Hospital => want.written_at,
+            Consistency::Session | Consistency::Hospital => Some(want.written_at),
         };
         let fresh = state.fresh_replicas(as_of);
         if fresh == 0 {
@@ -431,9 +431,7 @@ impl Pools {
                     (borrowed, (host + turn) % count)
                 })
             }
-            ReplicaChoice::HospitalAffinity => {
-                affine_host(pools, want.hospital, hosts.collect())
-            }
+            ReplicaChoice::HospitalAffinity => affine_host(pools, want.hospital, hosts.collect()),
         }
     }
 }

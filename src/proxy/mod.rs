@@ -124,7 +124,8 @@ fn start_log(config: &Config) {
 async fn run(path: &Path, files: Files) -> Result<(), String> {
     let Files { config, map, users } = files;
     let address = SocketAddr::new(config.listen.listen_addr, config.listen.listen_port);
-    let listener = listen(address).map_err(|error| format!("can't listen on {address}: {error}"))?;
+    let listener =
+        listen(address).map_err(|error| format!("can't listen on {address}: {error}"))?;
     let metrics_listener = match config.metrics.address {
         Some(address) => Some(
             TcpListener::bind(address)
@@ -285,9 +286,9 @@ impl Proxy {
 
     async fn log_in(&self, stream: Stream, peer: SocketAddr) -> Option<Login> {
         let config = self.services.config.load_full();
-        let _login = LoginSlot::take(&self.logins, peer.ip(), config.listen.max_logins_per_address)?;
-        let is_full =
-            self.connections.load(Ordering::Acquire) > config.listen.max_client_conn;
+        let _login =
+            LoginSlot::take(&self.logins, peer.ip(), config.listen.max_logins_per_address)?;
+        let is_full = self.connections.load(Ordering::Acquire) > config.listen.max_client_conn;
         let refusal = if is_full {
             Some(refusals::too_many_clients())
         } else if self.is_listening.load(Ordering::Acquire) {

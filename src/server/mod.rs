@@ -277,6 +277,8 @@ impl ServerConn {
         let mut start = if self.is_passing_forwarded { 0 } else { at };
         self.passing -= at;
         let mut reply = None;
+        // All that this request has had so far stands between `start` and `at` and only prepares.
+        let mut only_prepares = self.is_error_held && !self.has_forwarded && at == 0;
         while reply.is_none() && self.passing == 0 {
             let Some(header) = wire::header(&bytes[at..], FRAME_BYTES_MAX)? else { break };
             let rest = &bytes[at..];
@@ -297,10 +299,9 @@ impl ServerConn {
             let (verdict, settled) = self.pipeline.on_reply(header.tag, status)?;
             let mut is_forwarded = verdict == Verdict::Forward && !self.is_holding;
             reply = match (header.tag, settled) {
-                (b'Z', _) => Some(Reply::Ready {
-                    status: self.pipeline.status(),
-                    forwarded: is_forwarded,
-                }),
+                (b'Z', _) => {
+                    Some(Reply::Ready { status: self.pipeline.status(), forwarded: is_forwarded })
+                }
                 (b'E', _) => {
                     self.prepared.on_failure();
                     let mut error = server_error(body, settled)?;
@@ -308,15 +309,21 @@ impl ServerConn {
                         // The server ends the connection; the session says what that means.
                         self.is_broken = true;
                         is_forwarded = false;
-                    } else if self.is_error_held && !self.has_forwarded && is_forwarded && start == at {
-                        error.held_back = Some(Bytes::copy_from_slice(&rest[..header.total]));
+                    } else if only_prepares && is_forwarded {
+                        let held = &bytes[start..at + header.total];
+                        error.held_back = Some(Bytes::copy_from_slice(held));
+                        start = at;
                         self.is_holding = true;
                         is_forwarded = false;
                     }
                     Some(Reply::Error(error))
                 }
                 (b'C' | b'I' | b's', Settled::One(_)) => Some(Reply::Complete {
-                    tag: if header.tag == b'C' { CommandTag::new(body) } else { CommandTag::default() },
+                    tag: if header.tag == b'C' {
+                        CommandTag::new(body)
+                    } else {
+                        CommandTag::default()
+                    },
                     kind: header.tag,
                     forwarded: is_forwarded,
                 }),
@@ -339,6 +346,7 @@ impl ServerConn {
                 out.push(&bytes[start..at]);
                 self.has_forwarded = true;
             }
+            only_prepares &= matches!(header.tag, b'1' | b'2' | b't' | b'T' | b'n');
             let end = at + header.total;
             self.passing = end.saturating_sub(bytes.len());
             self.is_passing_forwarded = is_forwarded;
@@ -356,6 +364,7 @@ impl ServerConn {
                 start = at;
                 self.pipeline.synthesize_into(out.tail());
                 self.has_forwarded = true;
+                only_prepares = false;
             }
         }
         if start < at {
@@ -407,7 +416,8 @@ impl ServerConn {
             // Harmless news of an idle server (a reloaded setting) is dropped; all else ends it.
             Poll::Ready(Ok(n)) if n > 0 => {
                 let mut nowhere = Buffer::default();
-                let is_fine = matches!(self.scan(&mut nowhere), Ok(Some(Reply::Parameter { .. }) | None));
+                let is_fine =
+                    matches!(self.scan(&mut nowhere), Ok(Some(Reply::Parameter { .. }) | None));
                 self.is_broken |= !is_fine || !self.input.is_empty();
                 !self.is_broken
             }
@@ -431,7 +441,9 @@ impl ServerConn {
     ) -> Result<Result<Vec<Option<String>>, ServerError>, Error> {
         self.prepared.forget_unnamed();
         self.begin_request(true);
-        self.send(Message::Query, Expect::Forward, |out| frontend::write_query(out, sql.as_bytes()));
+        self.send(Message::Query, Expect::Forward, |out| {
+            frontend::write_query(out, sql.as_bytes())
+        });
         let mut replies = Buffer::default();
         let mut failure = None;
         loop {

@@ -256,8 +256,7 @@ impl Pipeline {
 
     fn settle(&mut self, message: Message) -> Result<(Verdict, Settled), Desync> {
         let verdict = self.verdict();
-        self.client_parses +=
-            usize::from(message == Message::Parse && verdict == Verdict::Forward);
+        self.client_parses += usize::from(message == Message::Parse && verdict == Verdict::Forward);
         self.owed.pop_front();
         Ok((verdict, Settled::One(message)))
     }

@@ -69,7 +69,8 @@ impl Session {
                     || (is_pending && settings.iter().all(|setting| !setting.from_function))
             }
             Effect::Reset(name) => {
-                name == params::HOSPITAL || (!is_attached && self.ledger.settings().contains_key(name))
+                name == params::HOSPITAL
+                    || (!is_attached && self.ledger.settings().contains_key(name))
             }
             Effect::ResetAll => !is_attached,
             Effect::Show(name) => name == params::HOSPITAL,
@@ -153,9 +154,7 @@ impl Session {
         }
         match answer {
             Answer::Tag(tag) => Ok(Local::tag(tag)),
-            Answer::Warned(warning, tag) => {
-                Ok(Local { warning: Some(warning), ..Local::tag(tag) })
-            }
+            Answer::Warned(warning, tag) => Ok(Local { warning: Some(warning), ..Local::tag(tag) }),
             Answer::Refused(refusal) => Err(refusal),
         }
     }

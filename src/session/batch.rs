@@ -16,6 +16,7 @@ use super::block::Block;
 use super::exchange::{Relayed, Run, Running, Unattached, Until, send_sync};
 use super::statements::{Kept, Statement};
 use super::{Attached, End, Session, violation};
+use crate::catalog::Snapshot;
 use crate::route::{Bound, Role, Route, Values, refusals};
 use crate::server::{Expect, Message, ServerConn};
 use crate::sql::{Access, Effect};
@@ -60,6 +61,8 @@ enum StepKind {
 /// A batch, looked at and not yet sent.
 #[derive(Default)]
 struct Batch {
+    /// What names mean throughout it.
+    snapshot: Arc<Snapshot>,
     steps: Vec<Step>,
     end: usize,
     route: Option<Route>,
@@ -244,7 +247,8 @@ impl Session {
     }
 
     fn look_at_batch(&mut self, end: usize) -> Result<Batch, (Trouble, Batch)> {
-        let mut batch = Batch { end, ..Batch::default() };
+        let snapshot = self.services.catalog.current();
+        let mut batch = Batch { snapshot, end, ..Batch::default() };
         let mut at = 0;
         while at < end {
             let header = match wire::header(&self.input.as_slice()[at..], usize::MAX) {
@@ -301,7 +305,11 @@ impl Session {
         Ok(())
     }
 
-    fn look_at_parse(&mut self, batch: &mut Batch, body: Range<usize>) -> Result<StepKind, Trouble> {
+    fn look_at_parse(
+        &mut self,
+        batch: &mut Batch,
+        body: Range<usize>,
+    ) -> Result<StepKind, Trouble> {
         let parse = Parse::read(&self.input.as_slice()[body])?;
         let sql = super::utf8(parse.sql)?;
         let mut types = [0u32; 32];
@@ -313,7 +321,7 @@ impl Session {
             let types: Vec<u32> = parse.param_types().take(TYPES_MAX).collect();
             self.services.statements.intern(sql, &types, &self.names)
         };
-        let kept = self.facts(&statement)?;
+        let kept = self.facts(batch, &statement)?;
         self.check_failed(&kept.analysis)?;
         let max = self.services.config.load().pool.max_client_statements;
         let before = self.statements.get(parse.name).cloned();
@@ -331,7 +339,7 @@ impl Session {
         Ok(match self.place(&kept) {
             Place::Server => {
                 // A text that no login could ever run is refused now, not at its Bind.
-                self.check_parse(&kept)?;
+                self.check_parse(batch, &kept)?;
                 batch.needs_server = true;
                 StepKind::Parse(statement)
             }
@@ -341,10 +349,9 @@ impl Session {
     }
 
     /// Facts of a statement under the catalog of now.
-    fn facts(&self, statement: &Statement) -> Result<Arc<Kept>, Trouble> {
-        let catalog = self.services.catalog.current().catalog.clone();
+    fn facts(&self, batch: &Batch, statement: &Statement) -> Result<Arc<Kept>, Trouble> {
         statement
-            .analysis(&self.services.analyzer, &catalog)
+            .analysis(&self.services.analyzer, &batch.snapshot.catalog)
             .map_err(|error| Trouble::Refused(super::syntax_reply(&error)))
     }
 
@@ -359,7 +366,7 @@ impl Session {
 
     /// Parse sends text to a server with no hospital known. What is wrong with it whatever the
     /// values are is said at once; the rest is Bind's.
-    fn check_parse(&self, kept: &Kept) -> Result<(), Trouble> {
+    fn check_parse(&self, batch: &Batch, kept: &Kept) -> Result<(), Trouble> {
         let config = self.services.config.load();
         let is_unguarded = config.guard.mode == crate::route::GuardMode::Route
             && self.services.map.peek().shards().len() == 1;
@@ -371,7 +378,7 @@ impl Session {
             return Ok(());
         }
         let is_unknown = kept.analysis.statements.iter().any(|s| s.unknown_names);
-        match self.decide(&kept.analysis, &NoValues(kept), None) {
+        match self.decide(&batch.snapshot, &kept.analysis, &NoValues(kept), None) {
             Err(refusal) if is_unknown => Err(Trouble::Unknown(refusal)),
             Err(refusal) => Err(Trouble::Refused(refusal)),
             Ok(_) => Ok(()),
@@ -389,14 +396,14 @@ impl Session {
             let store = &self.services.statements;
             statement = store.intern(statement.sql(), statement.types(), &self.names);
         }
-        let kept = self.facts(&statement)?;
+        let kept = self.facts(batch, &statement)?;
         self.check_failed(&kept.analysis)?;
         let is_unknown = kept.analysis.statements.iter().any(|s| s.unknown_names);
         let place = self.place(&kept);
         if let Place::Server = place {
             let values = BindValues { bind, kept: &kept };
             let bound = batch.route.and_then(bound_of);
-            match self.decide(&kept.analysis, &values, bound) {
+            match self.decide(&batch.snapshot, &kept.analysis, &values, bound) {
                 Ok(route) => batch.route = Some(merge(batch.route, route, &kept)),
                 Err(refusal) if is_unknown => return Err(Trouble::Unknown(refusal)),
                 Err(refusal) => return Err(refusal.into()),
@@ -446,7 +453,7 @@ impl Session {
             if message == Message::Execute { StepKind::Execute } else { StepKind::Portal(message) }
         };
         let Some(statement) = statement else { return Ok(forwarded(batch)) };
-        let kept = self.facts(&statement)?;
+        let kept = self.facts(batch, &statement)?;
         match self.place(&kept) {
             Place::Server => Ok(forwarded(batch)),
             Place::Control => Ok(StepKind::Control(message, statement, kept)),
@@ -489,7 +496,7 @@ impl Session {
         batch: &mut Batch,
         statement: Arc<Statement>,
     ) -> Result<StepKind, Trouble> {
-        let kept = self.facts(&statement)?;
+        let kept = self.facts(batch, &statement)?;
         Ok(match self.place(&kept) {
             Place::Server => {
                 batch.needs_server = true;
@@ -511,7 +518,11 @@ impl Session {
         })
     }
 
-    fn look_at_close(&mut self, batch: &mut Batch, body: Range<usize>) -> Result<StepKind, Trouble> {
+    fn look_at_close(
+        &mut self,
+        batch: &mut Batch,
+        body: Range<usize>,
+    ) -> Result<StepKind, Trouble> {
         let named = Named::read_close(&self.input.as_slice()[body])?;
         Ok(match named.kind {
             Kind::Statement => {
@@ -527,9 +538,7 @@ impl Session {
                 batch.needs_server = true;
                 StepKind::Portal(Message::Close)
             }
-            Kind::Portal => {
-                StepKind::Local(Message::Close, local(backend::write_close_complete))
-            }
+            Kind::Portal => StepKind::Local(Message::Close, local(backend::write_close_complete)),
         })
     }
 
@@ -560,7 +569,7 @@ impl Session {
                         run.add_nothing();
                         continue;
                     };
-                    let kept = self.facts(statement)?;
+                    let kept = self.facts(batch, statement)?;
                     let body = &self.input.as_slice()[frame.start + HEADER_BYTES..frame.end];
                     let values = BindValues { bind: Bind::read(body)?, kept: &kept };
                     run.add_execute(self, &kept.analysis, &values)?;
@@ -801,10 +810,8 @@ fn emit_parse<'s>(
         return statement.server_name.as_bytes();
     }
     let expect = if is_client { Expect::Forward } else { Expect::Swallow };
-    let is_repeated =
-        threshold > 0 && statement.unnamed_uses.load(Ordering::Relaxed) >= threshold;
-    let name: &[u8] =
-        if is_named || is_repeated { statement.server_name.as_bytes() } else { b"" };
+    let is_repeated = threshold > 0 && statement.unnamed_uses.load(Ordering::Relaxed) >= threshold;
+    let name: &[u8] = if is_named || is_repeated { statement.server_name.as_bytes() } else { b"" };
     server.send(Message::Parse, expect, |out| {
         let types = statement.types().iter().copied();
         frontend::write_parse(out, name, statement.sql().as_bytes(), types);

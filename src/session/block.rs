@@ -326,7 +326,9 @@ mod tests {
         block.fail();
         assert_eq!(block.status(), TxnStatus::Failed);
         let savepoint = Transaction::Savepoint("s".into());
-        assert!(matches!(block.on_control(&savepoint, ""), Answer::Refused(r) if r.sqlstate == "25P02"));
+        assert!(
+            matches!(block.on_control(&savepoint, ""), Answer::Refused(r) if r.sqlstate == "25P02")
+        );
         let commit = Transaction::Commit { chain: false };
         assert_eq!(block.on_control(&commit, "COMMIT"), Answer::Tag("ROLLBACK"));
         assert_eq!(block.status(), TxnStatus::Idle);
@@ -339,7 +341,10 @@ mod tests {
         block.queue("SET LOCAL x = 1").unwrap();
         block.on_control(&Transaction::Savepoint("b".into()), "SAVEPOINT b");
         block.fail();
-        assert_eq!(block.on_control(&Transaction::RollbackTo("a".into()), ""), Answer::Tag("ROLLBACK"));
+        assert_eq!(
+            block.on_control(&Transaction::RollbackTo("a".into()), ""),
+            Answer::Tag("ROLLBACK")
+        );
         assert_eq!(queue(&block), ["BEGIN", "SAVEPOINT a"]);
         let gone = block.on_control(&Transaction::RollbackTo("b".into()), "");
         assert!(matches!(gone, Answer::Refused(r) if r.sqlstate == "3B001"));
@@ -351,7 +356,10 @@ mod tests {
         let mut block = begin();
         block.on_control(&Transaction::Savepoint("a".into()), "SAVEPOINT a");
         block.lose();
-        assert!(matches!(block.on_control(&Transaction::RollbackTo("a".into()), ""), Answer::Refused(_)));
+        assert!(matches!(
+            block.on_control(&Transaction::RollbackTo("a".into()), ""),
+            Answer::Refused(_)
+        ));
         let rollback = Transaction::Rollback { chain: false };
         assert_eq!(block.on_control(&rollback, ""), Answer::Tag("ROLLBACK"));
     }
@@ -364,7 +372,10 @@ mod tests {
         let release = Transaction::Release("a".into());
         assert_eq!(block.on_control(&release, "RELEASE a"), Answer::Tag("RELEASE"));
         assert_eq!(queue(&block), ["BEGIN", "SAVEPOINT a", "SET LOCAL x = 1", "RELEASE a"]);
-        assert!(matches!(block.on_control(&Transaction::RollbackTo("a".into()), ""), Answer::Refused(_)));
+        assert!(matches!(
+            block.on_control(&Transaction::RollbackTo("a".into()), ""),
+            Answer::Refused(_)
+        ));
     }
 
     #[test]
@@ -377,6 +388,9 @@ mod tests {
         assert_eq!(block.view(defaults), route::Block::ReadOnly);
         let modes = TransactionModes { isolation: Some(Isolation::Serializable), ..defaults };
         block.on_control(&Transaction::SetTransaction(modes), "SET TRANSACTION ...");
-        assert_eq!(block.view(defaults), route::Block::Snapshot { read_only: true, serializable: true });
+        assert_eq!(
+            block.view(defaults),
+            route::Block::Snapshot { read_only: true, serializable: true }
+        );
     }
 }

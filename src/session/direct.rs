@@ -61,7 +61,7 @@ async fn open(
     if services.map.peek().shard(shard).is_none() {
         return Err(refusals::unknown_shard());
     }
-    let want = Want { shard: Some(shard), role: Role::Primary, hospital: None, written_at: None };
+    let want = Want { shard: Some(shard), role: Role::Primary, hospital: None, written_at: 0 };
     let mut checkout =
         services.pools.checkout(&pools, want).await.map_err(|error| error.to_reply())?;
     let server = &mut checkout.server;

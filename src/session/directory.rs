@@ -4,7 +4,7 @@
 //! holds, and a server is not handed on while a cancel is on its way to it.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
@@ -54,8 +54,30 @@ enum Running {
     Idle,
     /// It waits for a server; `true`: and has been cancelled.
     Waiting(bool),
-    /// On this server; cancels on their way to it.
-    On { server: Arc<CancelTarget>, cancels: usize },
+    /// On this server.
+    On(Arc<Hold>),
+}
+
+/// A client's hold on one server, for as long as it lasts, and the cancels on their way to it.
+#[derive(Debug)]
+pub struct Hold {
+    target: CancelTarget,
+    cancels: AtomicUsize,
+    done: Notify,
+}
+
+impl Hold {
+    /// Returns when no cancel is on its way any more. Only after [`Client::on_detach`], which lets
+    /// no new one begin.
+    pub async fn cancels_done(&self) {
+        loop {
+            let done = self.done.notified();
+            if self.cancels.load(Ordering::Acquire) == 0 {
+                return;
+            }
+            done.await;
+        }
+    }
 }
 
 /// Where a cancel request has to go.
@@ -155,34 +177,20 @@ impl Client {
     }
 
     /// It holds a server. `false`: it was cancelled while it waited for it.
-    pub fn on_attach(&self, server: CancelTarget) -> bool {
+    pub fn on_attach(&self, target: CancelTarget) -> bool {
         let mut running = lock(&self.running);
         let is_cancelled = matches!(*running, Running::Waiting(true));
-        *running = Running::On { server: Arc::new(server), cancels: 0 };
+        let hold = Hold { target, cancels: AtomicUsize::new(0), done: Notify::new() };
+        *running = Running::On(Arc::new(hold));
         !is_cancelled
     }
 
-    /// It gives its server back. `false`: a cancel is on its way to that server, which must not
-    /// be handed on before [`Self::cancels_done`].
-    pub fn on_detach(&self) -> bool {
-        let mut running = lock(&self.running);
-        match *running {
-            Running::On { cancels, .. } if cancels > 0 => false,
-            _ => {
-                *running = Running::Idle;
-                true
-            }
-        }
-    }
-
-    /// Waits until no cancel is on its way any more, then lets go of the server.
-    pub async fn cancels_done(&self) {
-        loop {
-            let woken = self.wake.notified();
-            if self.on_detach() {
-                return;
-            }
-            woken.await;
+    /// It gives its server back. `Some`: a cancel is on its way to that server, which must not be
+    /// handed on before [`Hold::cancels_done`].
+    pub fn on_detach(&self) -> Option<Arc<Hold>> {
+        match std::mem::take(&mut *lock(&self.running)) {
+            Running::On(hold) if hold.cancels.load(Ordering::Acquire) > 0 => Some(hold),
+            _ => None,
         }
     }
 
@@ -207,40 +215,39 @@ impl Client {
         match &*lock(&self.running) {
             Running::Idle => State::Idle,
             Running::Waiting(_) => State::Waiting,
-            Running::On { server, .. } => State::Active(server.pid),
+            Running::On(hold) => State::Active(hold.target.pid),
         }
     }
 
     async fn cancel(&self, timeout: Duration) {
-        let server = match &mut *lock(&self.running) {
+        let hold = match &mut *lock(&self.running) {
             Running::Idle => return,
             Running::Waiting(is_cancelled) => {
                 *is_cancelled = true;
                 self.wake.notify_waiters();
                 return;
             }
-            Running::On { server, cancels } => {
-                *cancels += 1;
-                server.clone()
+            // Under the lock: whoever detaches after this sees the cancel.
+            Running::On(hold) => {
+                hold.cancels.fetch_add(1, Ordering::AcqRel);
+                OnItsWay(hold.clone())
             }
         };
-        // Dropped with the future too: a cancel that dies must not hold the server for ever.
-        let _on_its_way = OnItsWay(self);
-        let Some(peer) = server.peer else { return };
-        if login::send_cancel(peer, server.pid, &server.key, timeout).await.is_err() {
-            tracing::debug!(pid = server.pid, "cancel request did not reach the server");
+        let target = &hold.0.target;
+        let Some(peer) = target.peer else { return };
+        if login::send_cancel(peer, target.pid, &target.key, timeout).await.is_err() {
+            tracing::debug!(pid = target.pid, "cancel request did not reach the server");
         }
     }
 }
 
-struct OnItsWay<'a>(&'a Client);
+/// Ends with its future too: a cancel that dies must not hold the server for ever.
+struct OnItsWay(Arc<Hold>);
 
-impl Drop for OnItsWay<'_> {
+impl Drop for OnItsWay {
     fn drop(&mut self) {
-        if let Running::On { cancels, .. } = &mut *lock(&self.0.running) {
-            *cancels = cancels.saturating_sub(1);
-        }
-        self.0.wake.notify_waiters();
+        self.0.cancels.fetch_sub(1, Ordering::AcqRel);
+        self.0.done.notify_waiters();
     }
 }
 
@@ -285,7 +292,7 @@ mod tests {
         directory.cancel(client.pid, &client.key, Duration::from_secs(1)).await;
         assert!(client.is_cancelled());
         assert!(!client.on_attach(target(1)));
-        assert!(client.on_detach());
+        assert!(client.on_detach().is_none());
     }
 
     #[tokio::test]
@@ -294,7 +301,8 @@ mod tests {
         let address = listener.local_addr().unwrap();
         let directory = Arc::new(Directory::default());
         let client = directory.enter("u", "d", "", None).unwrap();
-        client.on_attach(CancelTarget { peer: Some(address), ..target(7) });
+        client.on_wait();
+        assert!(client.on_attach(CancelTarget { peer: Some(address), ..target(7) }));
         let (pid, key) = (client.pid, client.key);
         let sender = directory.clone();
         let cancel = tokio::spawn(async move {
@@ -302,10 +310,16 @@ mod tests {
         });
         // The request has arrived, and the "server" has not closed the connection yet.
         let (socket, _) = listener.accept().await.unwrap();
-        assert!(!client.on_detach(), "held back");
+        let hold = client.on_detach().expect("held back");
+        // The session goes on meanwhile; that must not let the server go.
+        client.on_wait();
+        let mut done = std::pin::pin!(hold.cancels_done());
+        let polled =
+            std::future::poll_fn(|cx| std::task::Poll::Ready(done.as_mut().poll(cx).is_ready()));
+        assert!(!polled.await, "still on its way");
         drop(socket);
         cancel.await.unwrap();
-        client.cancels_done().await;
-        assert_eq!(client.state(), State::Idle);
+        done.await;
+        assert_eq!(client.state(), State::Waiting);
     }
 }

@@ -12,7 +12,8 @@ use std::time::Duration;
 
 use super::block::{Block, Pending};
 use super::directory::{CancelTarget, Client};
-use super::{Attached, End, READ_AHEAD_BYTES, Session, params};
+use super::{Attached, End, OUTPUT_BYTES_MAX, READ_AHEAD_BYTES, Session, params};
+use crate::catalog::Snapshot;
 use crate::metrics::{Fallback, ServerRole};
 use crate::pool::{self, Want};
 use crate::route::{Bound, Role, Route, Values, refusals};
@@ -22,8 +23,6 @@ use crate::sql::{Access, Analysis, Effect, Transaction};
 use crate::wire::backend::{self, ErrorReply};
 use crate::wire::{self, HEADER_BYTES, TxnStatus, frontend};
 
-/// Bytes for the client beyond which no more are read off the server.
-const OUTPUT_BYTES_MAX: usize = 256 << 10;
 /// Text that no server accepts: it makes a refusal real on a server in a transaction.
 const REFUSED_TEXT: &[u8] = b"pgward refused this statement";
 /// Time for a client to take its last word.
@@ -165,7 +164,20 @@ impl Run {
                 Confirmed::Control(control.clone())
             }
             Effect::Ddl => Confirmed::Ddl,
-            Effect::Opaque | Effect::Prepare(_) | Effect::Execute(_) | Effect::Pin(_) => {
+            // Also where nothing is guarded: the client would lose them without a word.
+            Effect::Prepare(_) | Effect::Execute(_) => {
+                return Err(refusals::unsupported(
+                    "PREPARE and EXECUTE as SQL statements",
+                    "Use the driver's prepared statements (the extended protocol).",
+                ));
+            }
+            Effect::Pin(pin) => {
+                return Err(refusals::unsupported(
+                    pin_name(*pin),
+                    "Use a shard-addressed session (options=-c pgward.shard=N).",
+                ));
+            }
+            Effect::Opaque => {
                 self.is_opaque = true;
                 self.may_commit = true;
                 Confirmed::Nothing
@@ -288,9 +300,9 @@ impl Session {
         let body = &self.input.as_slice()[HEADER_BYTES..total];
         let query = frontend::Query::read(body).map_err(|error| plain(super::violation(&error)))?;
         let sql = super::utf8(query.sql).map_err(plain)?;
-        let catalog = self.services.catalog.current().catalog.clone();
+        let snapshot = self.services.catalog.current();
         let context = crate::sql::Context {
-            catalog: &catalog,
+            catalog: &snapshot.catalog,
             search_path: &self.names.search_path,
             role: &self.names.role,
             param_types: &[],
@@ -320,7 +332,9 @@ impl Session {
         }
         let is_unknown = analysis.statements.iter().any(|s| s.unknown_names);
         let values = QueryValues(&analyzed.lexed);
-        let route = self.decide(analysis, &values, None).map_err(|refusal| (refusal, is_unknown))?;
+        let route = self
+            .decide(&snapshot, analysis, &values, None)
+            .map_err(|refusal| (refusal, is_unknown))?;
         let mut run = Run::new(route);
         run.add(self, analysis, &values).map_err(plain)?;
         if analysis.statements.len() > 1
@@ -336,9 +350,7 @@ impl Session {
     /// In a failed block only its end is accepted.
     pub(super) fn check_failed(&self, analysis: &Analysis) -> Result<(), ErrorReply> {
         let has_failed = match &self.attached {
-            Some(attached) => {
-                attached.checkout.server.pipeline().status() == TxnStatus::Failed
-            }
+            Some(attached) => attached.checkout.server.pipeline().status() == TxnStatus::Failed,
             None => matches!(self.block, Block::Failed(_)),
         };
         let is_control = |s: &crate::sql::Statement| matches!(s.effect, Effect::Transaction(_));
@@ -348,9 +360,11 @@ impl Session {
         Ok(())
     }
 
-    /// The route of one text or Bind. `batch`: what its batch is bound to already.
+    /// The route of one text or Bind, analysed under `snapshot`. `batch`: what its batch is bound
+    /// to already.
     pub(super) fn decide(
         &self,
+        snapshot: &Snapshot,
         analysis: &Analysis,
         values: &dyn Values,
         batch: Option<Bound>,
@@ -362,8 +376,12 @@ impl Session {
             Some(attached) => crate::route::decide(analysis, values, &view, &attached.map),
             None => crate::route::decide(analysis, values, &view, &self.services.map.peek()),
         };
-        // A map of one shard leaves nothing to choose.
         match decided? {
+            // What a shard's own catalog has not confirmed may mean something else there.
+            Route::One { shard, .. } if !snapshot.speaks_for(shard) => {
+                Err(refusals::no_server(shard))
+            }
+            // A map of one shard leaves nothing to choose.
             Route::Any { role } if self.services.map.peek().shards().len() == 1 => {
                 Ok(Route::One { hospital: None, shard: ShardId(0), role })
             }
@@ -431,7 +449,10 @@ impl Session {
         let want = Want { shard, role, hospital, written_at: self.written_at };
         let map = self.services.map.current();
         let checkout = self.wait_for_server(want).await?;
-        if role == Role::Replica && checkout.role == Role::Primary && self.has_replicas(&map, &checkout) {
+        if role == Role::Replica
+            && checkout.role == Role::Primary
+            && self.has_replicas(&map, &checkout)
+        {
             let metrics = self.services.metrics.of(checkout.shard.0, ServerRole::Replica);
             metrics.on_fallback(Fallback::Stale);
         }
@@ -651,7 +672,9 @@ impl Session {
             // Reading ahead shows when the client has gone; what it sends meanwhile is bounded.
             if self.input.len() < kept + READ_AHEAD_BYTES {
                 match self.stream.poll_fill(cx, &mut self.input) {
-                    Poll::Ready(Ok(n)) if n > 0 => is_progress |= server.pipeline().copy() == Copy::In,
+                    Poll::Ready(Ok(n)) if n > 0 => {
+                        is_progress |= server.pipeline().copy() == Copy::In
+                    }
                     Poll::Ready(_) => return Poll::Ready(Err(End::Client)),
                     Poll::Pending => {}
                 }
@@ -779,7 +802,7 @@ impl Session {
                     self.renew_names();
                 }
                 if attached.is_write && attached.checkout.role == Role::Primary {
-                    self.written_at = Some(self.services.fleet.now());
+                    self.written_at = self.services.fleet.now();
                 }
                 self.release(attached);
             }
@@ -807,10 +830,10 @@ impl Session {
     /// Lets a server go that owes nothing: to its pool if it is provably clean, through a reset
     /// if that is all it lacks, else it is closed.
     pub(super) fn release(&mut self, mut attached: Box<Attached>) {
-        let metrics = self.services.metrics.of(
-            attached.checkout.shard.0,
-            server_role(attached.checkout.role),
-        );
+        let metrics = self
+            .services
+            .metrics
+            .of(attached.checkout.shard.0, server_role(attached.checkout.role));
         metrics.on_release(&crate::metrics::Tally {
             queries: 1,
             held: attached.since.elapsed(),
@@ -821,18 +844,17 @@ impl Session {
         if !Arc::ptr_eq(&server.settings, settings) && !server.is_opaque {
             server.settings = settings.clone();
         }
-        let is_free = self.client.on_detach();
-        if is_free && server.is_clean() {
+        let hold = self.client.on_detach();
+        if hold.is_none() && server.is_clean() {
             return;
         }
         if !server.is_resettable() {
             metrics.on_discard();
             return;
         }
-        let client = self.client.clone();
         tokio::spawn(async move {
-            if !is_free {
-                client.cancels_done().await;
+            if let Some(hold) = hold {
+                hold.cancels_done().await;
             }
             let server = &mut *attached.checkout.server;
             if !server.is_clean() {
@@ -873,7 +895,7 @@ impl Session {
         }
         self.ledger.rollback();
         self.renew_names();
-        self.written_at = Some(self.services.fleet.now());
+        self.written_at = self.services.fleet.now();
         self.services.metrics.on_refusal(reply.sqlstate);
         reply.encode(self.output.tail());
         Ok(())
@@ -914,7 +936,9 @@ impl Session {
             loss = loss.with_detail(format!("The server's last word was {code}."));
         }
         self.loss = Some(Box::new(loss));
-        self.block.lose();
+        if matches!(self.block, Block::Server(_)) {
+            self.block.lose();
+        }
         self.ledger.rollback();
         self.renew_names();
         Ok(())
@@ -1007,8 +1031,19 @@ pub(super) async fn abandon(attached: Box<Attached>, client: &Arc<Client>) {
     {
         drop(server::login::send_cancel(peer, server.pid, &server.key, CANCEL_TIMEOUT).await);
     }
-    if !client.on_detach() {
-        client.cancels_done().await;
+    if let Some(hold) = client.on_detach() {
+        hold.cancels_done().await;
+    }
+}
+
+fn pin_name(pin: crate::sql::Pin) -> &'static str {
+    use crate::sql::Pin;
+    match pin {
+        Pin::Listen => "LISTEN",
+        Pin::TempTable => "a temporary table",
+        Pin::AdvisoryLock => "a session-level advisory lock",
+        Pin::HoldCursor => "a cursor WITH HOLD",
+        Pin::Load => "LOAD",
     }
 }
 

@@ -38,6 +38,8 @@ use directory::{Client, Directory};
 use params::Ledger;
 use statements::{Names, Statements, Store};
 
+/// Bytes for the client beyond which it must read before more is done for it.
+const OUTPUT_BYTES_MAX: usize = 256 << 10;
 /// Bytes of the client's that are read ahead while a request runs.
 const READ_AHEAD_BYTES: usize = 64 << 10;
 
@@ -97,8 +99,9 @@ pub struct Session {
     attached: Option<Box<Attached>>,
     /// A batch failed without a server: what follows is dropped up to its Sync.
     is_skipping: bool,
-    /// `Fleet::now` at the outcome of its last write.
-    written_at: Option<u64>,
+    /// `Fleet::now` at the outcome of its last write, at first at its login: its reads are as
+    /// fresh as that.
+    written_at: u64,
     /// Bytes of the client's that are the rest of a CopyData nobody wants.
     skip_bytes: usize,
     /// The server of the open transaction died while nothing ran: the next request is told.
@@ -139,6 +142,10 @@ impl Session {
     }
 
     async fn serve(&mut self) -> End {
+        // The greeting; and what came with the login may be a whole request already.
+        if let Err(end) = Box::pin(self.work()).await {
+            return end;
+        }
         loop {
             match self.idle().await {
                 Ok(()) => {}
@@ -188,6 +195,9 @@ impl Session {
         }
         let limit = self.services.config.load().listen.max_packet_size;
         loop {
+            if self.output.len() > OUTPUT_BYTES_MAX {
+                self.flush().await?;
+            }
             if self.skip_bytes > 0 {
                 let n = self.skip_bytes.min(self.input.len());
                 self.input.advance(n);

@@ -206,7 +206,8 @@ pub fn quote_literal(text: &str) -> String {
 
 /// A setting's name, each part quoted: `app."x"`.
 fn quote_name(name: &str) -> String {
-    let parts: Vec<_> = name.split('.').map(|part| format!("\"{}\"", part.replace('"', "\"\""))).collect();
+    let parts: Vec<_> =
+        name.split('.').map(|part| format!("\"{}\"", part.replace('"', "\"\""))).collect();
     parts.join(".")
 }
 

@@ -19,8 +19,8 @@ use crate::net::{Buffer, Stream};
 use crate::pool::{UserPools, Want};
 use crate::route::{Hospitals, Role, refusals};
 use crate::server::SettingsMap;
-use crate::wire::backend::{self, ErrorReply};
 use crate::wire::TxnStatus;
+use crate::wire::backend::{self, ErrorReply};
 
 /// Distinct startup settings that are remembered.
 const CHECKED_MAX: usize = 4_096;
@@ -72,12 +72,8 @@ pub async fn welcome(
         _ => None,
     };
     let application = settings.get("application_name").map_or("", String::as_str);
-    let entered = services.directory.enter(
-        &login.user.name,
-        &login.startup.database,
-        application,
-        peer,
-    );
+    let entered =
+        services.directory.enter(&login.user.name, &login.startup.database, application, peer);
     let Some(client) = entered else {
         return Err((login.stream, refusals::too_many_clients()));
     };
@@ -95,7 +91,7 @@ pub async fn welcome(
         block: Block::None,
         attached: None,
         is_skipping: false,
-        written_at: None,
+        written_at: services.fleet.now(),
         skip_bytes: 0,
         loss: None,
         user: login.user,
@@ -120,10 +116,8 @@ async fn prepare(
             "application_name" => application_name(value),
             _ => check(services, login, pools, name, value).await?,
         };
-        let is_default = learnt
-            .parameters
-            .iter()
-            .any(|(n, v)| n.eq_ignore_ascii_case(name) && *v == value);
+        let is_default =
+            learnt.parameters.iter().any(|(n, v)| n.eq_ignore_ascii_case(name) && *v == value);
         if !is_default {
             settings.insert(name.clone(), value);
         }
@@ -155,7 +149,7 @@ async fn learn(
     if let Some(learnt) = known {
         return Ok(learnt);
     }
-    let want = Want { shard: None, role: Role::Primary, hospital: None, written_at: None };
+    let want = Want { shard: None, role: Role::Primary, hospital: None, written_at: 0 };
     let mut checkout =
         services.pools.checkout(pools, want).await.map_err(|error| error.to_reply())?;
     let server = &mut checkout.server;
@@ -187,7 +181,7 @@ async fn check(
     if let Some(canonical) = services.greetings.checked.get(&key) {
         return Ok(canonical);
     }
-    let want = Want { shard: None, role: Role::Primary, hospital: None, written_at: None };
+    let want = Want { shard: None, role: Role::Primary, hospital: None, written_at: 0 };
     let mut checkout =
         services.pools.checkout(pools, want).await.map_err(|error| error.to_reply())?;
     let (quoted, literal) = (params::quote_literal(name), params::quote_literal(value));

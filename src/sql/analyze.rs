@@ -29,8 +29,9 @@ use super::{
 };
 use facts::{Facts, NodeId};
 
-/// How deep expressions and queries may nest: well within the stack of a worker thread.
-const DEPTH_MAX: u32 = 1000;
+/// How deep expressions and queries may nest: about 1 MB of stack where nothing is optimized, of the
+/// 2 MiB that a worker thread has.
+const DEPTH_MAX: u32 = 500;
 /// What one level of query costs of [`DEPTH_MAX`], its frames being larger than an expression's.
 const QUERY_DEPTH: u32 = 10;
 /// Relations that one statement may name.
@@ -125,7 +126,23 @@ struct Found {
 #[derive(Default, Clone, Copy)]
 struct Level {
     has_aggregate: bool,
+    /// One of them may belong to a level outside, which has all the columns it names.
+    has_outer_aggregate: bool,
     has_window: bool,
+    column_count: u32,
+    /// Of those, certainly of this level.
+    own_column_count: u32,
+    sublink_count: u32,
+}
+
+impl Level {
+    /// Whether an aggregate over what was walked since `before` may belong to a level outside: it
+    /// belongs to the innermost level that it names a column of, and to its own if it names none.
+    fn may_be_outer_since(&self, before: &Self) -> bool {
+        let has_columns = self.column_count > before.column_count;
+        let has_own = self.own_column_count > before.own_column_count;
+        (has_columns && !has_own) || self.sublink_count > before.sublink_count
+    }
 }
 
 impl<'a> Walk<'a> {
@@ -182,6 +199,11 @@ impl<'a> Walk<'a> {
                 "this search_path",
                 "Leave pg_catalog out of search_path, or put it first.",
             );
+        }
+        // What one call may have set unseen would be taken for what the others set.
+        let is_settings = matches!(self.found.effect, Effect::Set(_));
+        if !self.found.seen_settings.is_empty() && !is_settings {
+            self.unsupported("set_config beside other effects", "Use a SELECT of its own for it.");
         }
         let found = std::mem::take(&mut self.found);
         Ok(Statement {
@@ -269,3 +291,6 @@ impl<'a> Walk<'a> {
         self.problem(ProblemKind::Unsupported, subject, hint);
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -15,11 +15,10 @@ mod schema;
 
 use std::sync::Arc;
 
-pub use schema::schema_facts;
-
 pub use catalog::{
     Catalog, Declared, FunctionFact, FunctionKind, Relation, RelationFact, RelationKind, ShardFacts,
 };
+pub use schema::schema_facts;
 
 /// All statements of one text, in order. Cached and shared.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -336,9 +335,23 @@ impl Analysis {
                 .iter()
                 .map(|used| 64 + used.relation.len() + used.column.len() + 8 * used.keys.len());
             let problems = statement.problems.iter().map(|problem| 48 + problem.subject.len());
-            keys.chain(problems).sum()
+            let settings = match &statement.effect {
+                Effect::Set(settings) => settings.iter().map(Setting::size).sum(),
+                _ => 0,
+            };
+            keys.chain(problems).sum::<usize>() + settings
         };
         self.statements.iter().map(|statement| 256 + strings(statement)).sum()
+    }
+}
+
+impl Setting {
+    fn size(&self) -> usize {
+        let value = match &self.value {
+            SettingValue::Text(text) => text.len(),
+            _ => 0,
+        };
+        64 + self.name.len() + value
     }
 }
 

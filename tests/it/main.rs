@@ -2,10 +2,13 @@
 
 mod support;
 
+mod catalog;
 mod cli_offline;
 mod demo;
 mod drivers;
 mod failures;
+mod fleet;
+mod keys_hold;
 mod local;
 mod login_transcripts;
 mod operations;

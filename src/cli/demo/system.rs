@@ -30,7 +30,7 @@ pub(super) struct Shard {
     pub(super) replica: Postgres,
 }
 
-/// All that runs. Fields drop in this order: pgward before its shards.
+/// All that runs.
 #[derive(Debug)]
 pub(super) struct System {
     pgward: Option<Kept>,
@@ -230,6 +230,18 @@ impl System {
              [metrics]\naddress = \"127.0.0.1:{}\"\n",
             self.port, self.metrics_port
         )
+    }
+}
+
+impl Drop for System {
+    fn drop(&mut self) {
+        drop(self.pgward.take());
+        // All at once: each stops its server and removes some 40 MB.
+        std::thread::scope(|scope| {
+            for shard in self.shards.drain(..) {
+                scope.spawn(move || drop(shard));
+            }
+        });
     }
 }
 

@@ -186,8 +186,7 @@ impl<'a> Walk<'a> {
             link.oper_name().is_empty() || operator_name(link.oper_name()) == Some("=");
         match link.sub_link_type {
             SubLinkType::EXISTS_SUBLINK => {
-                let selected = self.query(link.subselect(), at)?;
-                self.level.has_aggregate |= selected.has_aggregate;
+                let selected = self.sublink_query(link, at)?;
                 if let Some(level) = selected.level_that_holds() {
                     self.facts.include(at.place, level);
                 }

@@ -27,7 +27,7 @@ impl<'a> Walk<'a> {
             {
                 walk.refuse_key_change(key);
             }
-            let mut items = walk.from_list(update.from_clause(), level, at)?;
+            let mut items = walk.items_of(update.from_clause(), level, at)?;
             items.insert(0, target);
             let scope = Scope { items: &items, outer: at.scope };
             let inside = At { scope: Some(&scope), env: at.env, place: level };
@@ -48,7 +48,7 @@ impl<'a> Walk<'a> {
         self.with(delete.with_clause(), at, |walk, at| {
             let level = walk.facts.place(None);
             let (_, target) = walk.target(delete.relation(), level)?;
-            let mut items = walk.from_list(delete.using_clause(), level, at)?;
+            let mut items = walk.items_of(delete.using_clause(), level, at)?;
             items.insert(0, target);
             let scope = Scope { items: &items, outer: at.scope };
             let inside = At { scope: Some(&scope), env: at.env, place: level };
@@ -251,7 +251,7 @@ impl<'a> Walk<'a> {
         let (columns, is_open) = self.targets(targets, at)?;
         let arm =
             Arm { level: at.place, columns, is_open, is_transparent: false, is_filtered: false };
-        Ok(Selected { arms: vec![arm], has_aggregate: false })
+        Ok(Selected { arms: vec![arm], has_outer_aggregate: false })
     }
 }
 

@@ -4,12 +4,12 @@
 //! walk also marks each literal that is a value, which is what lets the cache leave it out.
 
 use pg_raw_parse::list::NodeList;
-use pg_raw_parse::nodes::{self, SubLinkType};
+use pg_raw_parse::nodes::{self, A_Expr_Kind, JsonExprOp, SubLinkType};
 use pg_raw_parse::{ConstValue, Node};
 
 use super::consts::{self, Const};
 use super::facts::{NodeId, PlaceId};
-use super::query::Env;
+use super::query::{Env, Selected};
 use super::scope::{Columns, Scope};
 use super::{SlotKind, Walk};
 use crate::sql::functions::{self, Listed};
@@ -37,7 +37,7 @@ pub(super) enum Term {
 }
 
 /// Operators of pg_catalog [15], sorted. Any other is a user function by another name.
-const OPERATORS: &[&str] = &[
+pub(super) const OPERATORS: &[&str] = &[
     "!!", "!~", "!~*", "!~~", "!~~*", "#", "##", "#-", "#>", "#>>", "%", "&", "&&", "&<", "&<|",
     "&>", "*", "*<", "*<=", "*<>", "*=", "*>", "*>=", "+", "-", "->", "->>", "-|-", "/", "<",
     "<->", "<<", "<<=", "<<|", "<=", "<>", "<@", "<^", "=", ">", ">=", ">>", ">>=", ">^", "?",
@@ -48,6 +48,25 @@ const OPERATORS: &[&str] = &[
 /// Hint for what is refused because nobody vouched for it.
 const DECLARE_SAFE: &str =
     "If it reads no table and changes nothing, name it in safe_functions in the configuration.";
+
+/// The name that servers before 16 would take for a function.
+fn json_function(node: Node<'_>) -> Option<&'static str> {
+    Some(match node {
+        Node::JsonObjectConstructor(_) => "json_object",
+        Node::JsonArrayConstructor(_) => "json_array",
+        Node::JsonParseExpr(_) => "json",
+        Node::JsonScalarExpr(_) => "json_scalar",
+        Node::JsonSerializeExpr(_) => "json_serialize",
+        Node::JsonObjectAgg(_) => "json_objectagg",
+        Node::JsonArrayAgg(_) => "json_arrayagg",
+        Node::JsonFuncExpr(call) => match call.op {
+            JsonExprOp::JSON_EXISTS_OP => "json_exists",
+            JsonExprOp::JSON_QUERY_OP => "json_query",
+            _ => "json_value",
+        },
+        _ => return None,
+    })
+}
 
 /// Whether a schema's name is pg_catalog.
 pub(super) fn is_catalog_name(schema: &str) -> bool {
@@ -82,147 +101,197 @@ impl<'a> Walk<'a> {
 
     /// Walks an expression; says what it is.
     pub(super) fn expr(&mut self, node: Node<'a>, at: At<'_, 'a>) -> Result<Term, Error> {
-        match node {
-            Node::None => return Ok(Term::Other),
-            Node::A_Const(constant) => return Ok(self.constant(constant)),
-            Node::ColumnRef(column) => {
-                return Ok(column_node(column, at.scope).map_or(Term::Other, Term::Node));
-            }
-            Node::ParamRef(param) => {
-                return Ok(match Const::param(param.number, self.param_types) {
-                    Some(param) => Term::Const(param),
-                    None => Term::Other,
-                });
-            }
-            _ => {}
+        match self.leaf(node, at) {
+            Some(term) => Ok(term),
+            None => self.deeper(1, |walk| walk.compound(node, at)),
         }
-        self.deeper(1, |walk| walk.compound(node, at))
     }
 
-    fn compound(&mut self, node: Node<'a>, at: At<'_, 'a>) -> Result<Term, Error> {
-        match node {
-            Node::TypeCast(cast) => return self.cast(cast, at),
-            Node::A_ArrayExpr(array) => return self.array(array, at),
-            Node::SubLink(link) => return self.sublink(link, at),
-            Node::FuncCall(call) => self.call(call, at)?,
-            Node::A_Expr(operation) => {
-                self.operator(operation.name());
-                self.expr(operation.lexpr(), at)?;
-                self.expr(operation.rexpr(), at)?;
+    /// What has nothing inside.
+    fn leaf(&mut self, node: Node<'a>, at: At<'_, 'a>) -> Option<Term> {
+        Some(match node {
+            Node::A_Const(constant) => self.constant(constant),
+            Node::ColumnRef(column) => self.column(column, at),
+            Node::ParamRef(param) => {
+                Const::param(param.number, self.param_types).map_or(Term::Other, Term::Const)
             }
-            Node::BoolExpr(all) => self.exprs(all.args(), at)?,
-            Node::NodeList(list) => self.exprs(list, at)?,
-            Node::RowExpr(row) => self.exprs(row.args(), at)?,
-            Node::NullTest(test) => drop(self.expr(test.arg(), at)?),
-            Node::BooleanTest(test) => drop(self.expr(test.arg(), at)?),
-            Node::CoalesceExpr(all) => self.exprs(all.args(), at)?,
-            Node::MinMaxExpr(all) => self.exprs(all.args(), at)?,
-            Node::CaseExpr(case) => {
-                self.expr(case.arg(), at)?;
-                self.exprs(case.args(), at)?;
-                self.expr(case.defresult(), at)?;
-            }
-            Node::CaseWhen(when) => {
-                self.expr(when.expr(), at)?;
-                self.expr(when.result(), at)?;
-            }
-            Node::A_Indirection(part) => {
-                self.expr(part.arg(), at)?;
-                self.exprs(part.indirection(), at)?;
-            }
-            Node::A_Indices(index) => {
-                self.expr(index.lidx(), at)?;
-                self.expr(index.uidx(), at)?;
-            }
-            Node::CollateClause(collate) => drop(self.expr(collate.arg(), at)?),
-            Node::NamedArgExpr(arg) => drop(self.expr(arg.arg(), at)?),
-            Node::ResTarget(target) => {
-                self.exprs(target.indirection(), at)?;
-                self.expr(target.val(), at)?;
-            }
-            Node::MultiAssignRef(part) => drop(self.expr(part.source(), at)?),
-            Node::SortBy(sort) => {
-                self.operator(sort.use_op());
-                self.expr(sort.node(), at)?;
-            }
-            Node::GroupingSet(set) => self.exprs(set.content(), at)?,
-            Node::GroupingFunc(grouping) => {
-                self.level.has_aggregate = true;
-                self.exprs(grouping.args(), at)?;
-            }
-            Node::WindowDef(window) => self.window(window, at)?,
-            Node::XmlExpr(xml) => {
-                self.exprs(xml.named_args(), at)?;
-                self.exprs(xml.args(), at)?;
-            }
-            Node::XmlSerialize(xml) => drop(self.expr(xml.expr(), at)?),
-            // A field's name, `*`, DEFAULT, CURRENT_DATE and the like, WHERE CURRENT OF.
-            Node::String(_)
+            // Nothing, a field's name, `*`, DEFAULT, CURRENT_DATE and the like, WHERE CURRENT OF.
+            Node::None
+            | Node::String(_)
             | Node::A_Star(_)
             | Node::SetToDefault(_)
             | Node::SQLValueFunction(_)
-            | Node::CurrentOfExpr(_) => {}
-            other => return self.json(other, at),
+            | Node::CurrentOfExpr(_) => Term::Other,
+            _ => return None,
+        })
+    }
+
+    fn column(&mut self, column: &nodes::ColumnRef, at: At<'_, 'a>) -> Term {
+        self.level.column_count += 1;
+        self.level.own_column_count += u32::from(is_own_column(column, at.scope));
+        column_node(column, at.scope).map_or(Term::Other, Term::Node)
+    }
+
+    // From here each function does little, for they nest: a frame is as large as all its arms.
+
+    fn compound(&mut self, node: Node<'a>, at: At<'_, 'a>) -> Result<Term, Error> {
+        match node {
+            Node::TypeCast(cast) => self.cast(cast, at),
+            Node::A_ArrayExpr(array) => self.array(array, at),
+            Node::SubLink(link) => self.sublink(link, at),
+            _ => self.parts(node, at).map(|()| Term::Other),
         }
-        Ok(Term::Other)
+    }
+
+    /// An expression that is never a key: its parts.
+    fn parts(&mut self, node: Node<'a>, at: At<'_, 'a>) -> Result<(), Error> {
+        match node {
+            Node::A_Expr(operation) => self.operation(operation, at),
+            Node::FuncCall(call) => self.call(call, at),
+            Node::BoolExpr(all) => self.exprs(all.args(), at),
+            Node::NodeList(list) => self.exprs(list, at),
+            Node::RowExpr(row) => self.exprs(row.args(), at),
+            Node::NullTest(test) => self.part(test.arg(), at),
+            Node::BooleanTest(test) => self.part(test.arg(), at),
+            Node::CoalesceExpr(all) => self.exprs(all.args(), at),
+            Node::MinMaxExpr(all) => self.exprs(all.args(), at),
+            Node::CaseExpr(case) => self.case(case, at),
+            Node::CaseWhen(when) => self.both(when.expr(), when.result(), at),
+            Node::A_Indirection(part) => self.indirection(part.arg(), part.indirection(), at),
+            Node::A_Indices(index) => self.both(index.lidx(), index.uidx(), at),
+            Node::CollateClause(collate) => self.part(collate.arg(), at),
+            Node::NamedArgExpr(arg) => self.part(arg.arg(), at),
+            Node::ResTarget(target) => self.indirection(target.val(), target.indirection(), at),
+            // Each column of `(a, b) = ...` has the whole source.
+            Node::MultiAssignRef(part) if part.colno > 1 => Ok(()),
+            Node::MultiAssignRef(part) => self.part(part.source(), at),
+            Node::SortBy(sort) => {
+                self.operator(sort.use_op());
+                self.part(sort.node(), at)
+            }
+            Node::GroupingSet(set) => self.exprs(set.content(), at),
+            Node::GroupingFunc(grouping) => {
+                self.level.has_aggregate = true;
+                self.level.has_outer_aggregate = true;
+                self.exprs(grouping.args(), at)
+            }
+            Node::WindowDef(window) => self.window(window, at),
+            Node::XmlExpr(xml) => self.xml(xml, at),
+            Node::XmlSerialize(xml) => self.part(xml.expr(), at),
+            other => self.json(other, at),
+        }
+    }
+
+    fn part(&mut self, node: Node<'a>, at: At<'_, 'a>) -> Result<(), Error> {
+        self.expr(node, at).map(drop)
+    }
+
+    fn both(&mut self, a: Node<'a>, b: Node<'a>, at: At<'_, 'a>) -> Result<(), Error> {
+        self.part(a, at)?;
+        self.part(b, at)
+    }
+
+    fn case(&mut self, case: &'a nodes::CaseExpr, at: At<'_, 'a>) -> Result<(), Error> {
+        self.both(case.arg(), case.defresult(), at)?;
+        self.exprs(case.args(), at)
+    }
+
+    fn xml(&mut self, xml: &'a nodes::XmlExpr, at: At<'_, 'a>) -> Result<(), Error> {
+        self.exprs(xml.named_args(), at)?;
+        self.exprs(xml.args(), at)
+    }
+
+    /// `a.b`, `a[1]`.
+    fn indirection(
+        &mut self,
+        of: Node<'a>,
+        steps: &'a NodeList,
+        at: At<'_, 'a>,
+    ) -> Result<(), Error> {
+        self.part(of, at)?;
+        self.exprs(steps, at)
+    }
+
+    /// `a + b + c`: a chain leans to the left, and may be long.
+    fn operation(&mut self, chain: &'a nodes::A_Expr, at: At<'_, 'a>) -> Result<(), Error> {
+        let mut operation = chain;
+        loop {
+            // BETWEEN stands where others have their operator.
+            if !matches!(
+                operation.kind,
+                A_Expr_Kind::AEXPR_BETWEEN
+                    | A_Expr_Kind::AEXPR_NOT_BETWEEN
+                    | A_Expr_Kind::AEXPR_BETWEEN_SYM
+                    | A_Expr_Kind::AEXPR_NOT_BETWEEN_SYM
+            ) {
+                self.operator(operation.name());
+            }
+            self.expr(operation.rexpr(), at)?;
+            match operation.lexpr() {
+                Node::A_Expr(left) => operation = left,
+                left => return self.expr(left, at).map(drop),
+            }
+        }
     }
 
     /// SQL/JSON. Servers before 16 take the names for functions, so users may have such functions.
-    fn json(&mut self, node: Node<'a>, at: At<'_, 'a>) -> Result<Term, Error> {
+    fn json(&mut self, node: Node<'a>, at: At<'_, 'a>) -> Result<(), Error> {
+        if let Some(name) = json_function(node) {
+            self.function(None, name);
+        }
         match node {
-            Node::JsonValueExpr(value) => drop(self.expr(value.raw_expr(), at)?),
-            Node::JsonIsPredicate(test) => drop(self.expr(test.expr(), at)?),
-            Node::JsonKeyValue(pair) => {
-                self.expr(pair.key(), at)?;
-                self.expr(pair.value().into(), at)?;
-            }
+            Node::JsonValueExpr(value) => self.part(value.raw_expr(), at),
+            Node::JsonIsPredicate(test) => self.part(test.expr(), at),
+            Node::JsonKeyValue(pair) => self.both(pair.key(), pair.value().into(), at),
             Node::JsonObjectConstructor(object) => {
-                self.function(None, "json_object");
-                for pair in object.exprs() {
-                    self.expr(pair.into(), at)?;
-                }
+                object.exprs().iter().try_for_each(|pair| self.part(pair.into(), at))
             }
             Node::JsonArrayConstructor(array) => {
-                self.function(None, "json_array");
-                for value in array.exprs() {
-                    self.expr(value.into(), at)?;
-                }
+                array.exprs().iter().try_for_each(|value| self.part(value.into(), at))
             }
-            Node::JsonParseExpr(parse) => {
-                self.function(None, "json");
-                self.expr(parse.expr().into(), at)?;
-            }
-            Node::JsonScalarExpr(scalar) => {
-                self.function(None, "json_scalar");
-                self.expr(scalar.expr(), at)?;
-            }
-            Node::JsonSerializeExpr(text) => {
-                self.function(None, "json_serialize");
-                self.expr(text.expr().into(), at)?;
-            }
+            Node::JsonParseExpr(parse) => self.part(parse.expr().into(), at),
+            Node::JsonScalarExpr(scalar) => self.part(scalar.expr(), at),
+            Node::JsonSerializeExpr(text) => self.part(text.expr().into(), at),
             Node::JsonObjectAgg(object) => {
-                self.function(None, "json_objectagg");
-                self.expr(object.arg().into(), at)?;
-                self.json_aggregate(object.constructor(), at)?;
+                self.json_aggregate(object.arg().into(), object.constructor(), at)
             }
             Node::JsonArrayAgg(array) => {
-                self.function(None, "json_arrayagg");
-                self.expr(array.arg().into(), at)?;
-                self.json_aggregate(array.constructor(), at)?;
+                self.json_aggregate(array.arg().into(), array.constructor(), at)
             }
-            _ => self.unsupported("an expression of this kind", "Write it in another way."),
+            Node::JsonFuncExpr(call) => self.json_path(call, at),
+            _ => {
+                self.unsupported("an expression of this kind", "Write it in another way.");
+                Ok(())
+            }
         }
-        Ok(Term::Other)
+    }
+
+    /// JSON_VALUE, JSON_QUERY and JSON_EXISTS.
+    fn json_path(&mut self, call: &'a nodes::JsonFuncExpr, at: At<'_, 'a>) -> Result<(), Error> {
+        self.expr(call.context_item().into(), at)?;
+        self.expr(call.pathspec(), at)?;
+        for arg in call.passing().iter() {
+            if let Node::JsonArgument(arg) = arg {
+                self.expr(arg.val().into(), at)?;
+            }
+        }
+        for fallback in [call.on_empty(), call.on_error()].into_iter().flatten() {
+            self.expr(fallback.expr(), at)?;
+        }
+        Ok(())
     }
 
     fn json_aggregate(
         &mut self,
+        arg: Node<'a>,
         call: Option<&'a nodes::JsonAggConstructor>,
         at: At<'_, 'a>,
     ) -> Result<(), Error> {
         self.level.has_aggregate = true;
+        self.level.has_outer_aggregate = true;
+        self.part(arg, at)?;
         let Some(call) = call else { return Ok(()) };
-        self.expr(call.agg_filter(), at)?;
+        self.part(call.agg_filter(), at)?;
         self.exprs(call.agg_order(), at)?;
         if let Some(window) = call.over() {
             self.level.has_window = true;
@@ -296,28 +365,46 @@ impl<'a> Walk<'a> {
         at: At<'_, 'a>,
         is_filter: bool,
     ) -> Result<Columns<'a>, Error> {
-        let selected = self.query(link.subselect(), at)?;
-        // An aggregate in a subquery may belong to the level outside.
-        self.level.has_aggregate |= selected.has_aggregate;
+        let selected = self.sublink_query(link, at)?;
         self.expose(&selected, at.place, is_filter)
     }
 
+    /// Walks the subquery of `link`.
+    pub(super) fn sublink_query(
+        &mut self,
+        link: &'a nodes::SubLink,
+        at: At<'_, 'a>,
+    ) -> Result<Selected<'a>, Error> {
+        self.level.sublink_count += 1;
+        let selected = self.query(link.subselect(), at)?;
+        self.level.has_aggregate |= selected.has_outer_aggregate;
+        self.level.has_outer_aggregate |= selected.has_outer_aggregate;
+        Ok(selected)
+    }
+
     fn call(&mut self, call: &'a nodes::FuncCall, at: At<'_, 'a>) -> Result<(), Error> {
-        match qualified_name(call.funcname()) {
+        let name = qualified_name(call.funcname());
+        match name {
             Some((_, "set_config")) if self.is_setting_seen(call) => {}
             Some((schema, name)) => self.function(schema, name),
             None => self.unsupported("a function of this name", ""),
         }
-        self.level.has_aggregate |= call.agg_star
-            || call.agg_distinct
-            || call.agg_within_group
-            || !call.agg_order().is_empty()
-            || !matches!(call.agg_filter(), Node::None);
+        let before = self.level;
         self.exprs(call.args(), at)?;
         for sort in call.agg_order() {
             self.expr(sort.into(), at)?;
         }
         self.expr(call.agg_filter(), at)?;
+        let is_aggregate = call.agg_star
+            || call.agg_distinct
+            || call.agg_within_group
+            || !call.agg_order().is_empty()
+            || !matches!(call.agg_filter(), Node::None)
+            || name.is_none_or(|(schema, name)| may_be_aggregate(schema, name));
+        if is_aggregate {
+            self.level.has_aggregate = true;
+            self.level.has_outer_aggregate |= self.level.may_be_outer_since(&before);
+        }
         if let Some(window) = call.over() {
             self.level.has_window = true;
             self.window(window, at)?;
@@ -375,12 +462,6 @@ impl<'a> Walk<'a> {
                 self.problem(ProblemKind::ReadsUnkeyed, format!("function {name}"), DECLARE_SAFE);
             }
         }
-        // Of a user function nobody knows.
-        let is_scalar = matches!(
-            listed,
-            Some(Listed::Read | Listed::Write | Listed::Shard | Listed::Lock | Listed::Setting)
-        );
-        self.level.has_aggregate |= !is_scalar;
     }
 
     /// What an operator means for the statement: those outside pg_catalog call user functions.
@@ -396,6 +477,24 @@ impl<'a> Walk<'a> {
             self.found.effect = Effect::Opaque;
             self.problem(ProblemKind::ReadsUnkeyed, format!("operator {name}"), DECLARE_SAFE);
         }
+    }
+}
+
+/// Whether a function may be an aggregate: of a user function nobody knows.
+fn may_be_aggregate(schema: Option<&str>, name: &str) -> bool {
+    let listed = functions::listed(name).filter(|_| schema.is_none_or(is_catalog_name));
+    matches!(listed, None | Some(Listed::Aggregate | Listed::Unkeyed))
+}
+
+/// Whether a column is certainly one of the level itself, not of one outside.
+fn is_own_column(column: &nodes::ColumnRef, scope: Option<&Scope<'_, '_>>) -> bool {
+    let fields = column.fields();
+    let part = |index: usize| fields.get(index).and_then(Node::as_str);
+    let Some(items) = scope.map(|scope| scope.items) else { return false };
+    match (fields.len(), part(0), part(1)) {
+        (1, Some(name), _) => items.iter().any(|item| item.is_bare && item.columns.has(name)),
+        (2, table, _) | (3, _, table) => items.iter().any(|item| item.name == table),
+        _ => false,
     }
 }
 

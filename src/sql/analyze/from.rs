@@ -40,7 +40,7 @@ impl<'a> Table<'a> {
 
 impl<'a> Walk<'a> {
     /// All items of a FROM list, whose rows are at `place`.
-    pub(super) fn from_list(
+    pub(super) fn items_of(
         &mut self,
         list: &'a NodeList,
         place: PlaceId,
@@ -49,14 +49,14 @@ impl<'a> Walk<'a> {
         let mut items = Vec::new();
         for node in list.iter() {
             let left = Scope { items: &items, outer: at.scope };
-            let from = self.from(node, place, at, &left)?;
+            let from = self.source(node, place, at, &left)?;
             items.extend(from.items);
         }
         Ok(items)
     }
 
     /// One item. `left` is what LATERAL sees.
-    fn from(
+    fn source(
         &mut self,
         node: Node<'a>,
         place: PlaceId,
@@ -64,7 +64,7 @@ impl<'a> Walk<'a> {
         left: &Scope<'_, 'a>,
     ) -> Result<Source<'a>, Error> {
         self.deeper(2, |walk| match node {
-            Node::RangeVar(table) => walk.from_table(table, place, at),
+            Node::RangeVar(table) => walk.table_source(table, place, at),
             Node::RangeSubselect(subquery) => {
                 let scope = if subquery.lateral { Some(left) } else { at.scope };
                 let selected = walk.query(subquery.subquery(), At { scope, place, ..at })?;
@@ -73,7 +73,7 @@ impl<'a> Walk<'a> {
             }
             Node::RangeFunction(function) => {
                 let inside = At { scope: Some(left), place, ..at };
-                walk.from_function(function, inside)
+                walk.function_source(function, inside)
             }
             Node::JoinExpr(join) => walk.join(join, place, at, left),
             Node::RangeTableSample(sample) => {
@@ -81,7 +81,7 @@ impl<'a> Walk<'a> {
                 let inside = At { scope: Some(left), place, ..at };
                 walk.exprs(sample.args(), inside)?;
                 walk.expr(sample.repeatable(), inside)?;
-                walk.from(sample.relation(), place, at, left)
+                walk.source(sample.relation(), place, at, left)
             }
             _ => {
                 walk.unsupported("XMLTABLE or JSON_TABLE", "Use functions on json or xml values.");
@@ -90,7 +90,7 @@ impl<'a> Walk<'a> {
         })
     }
 
-    fn from_table(
+    fn table_source(
         &mut self,
         table: &'a nodes::RangeVar,
         place: PlaceId,
@@ -125,7 +125,7 @@ impl<'a> Walk<'a> {
         Ok(columns)
     }
 
-    fn from_function(
+    fn function_source(
         &mut self,
         function: &'a nodes::RangeFunction,
         at: At<'_, 'a>,
@@ -210,9 +210,9 @@ impl<'a> Walk<'a> {
             JoinType::JOIN_RIGHT => (on, place),
             _ => (place, place),
         };
-        let lefts = self.from(join.larg(), left_place, at, left)?;
+        let lefts = self.source(join.larg(), left_place, at, left)?;
         let beside = Scope { items: &lefts.items, outer: Some(left) };
-        let rights = self.from(join.rarg(), right_place, at, &beside)?;
+        let rights = self.source(join.rarg(), right_place, at, &beside)?;
 
         let shared = shared_columns(join, &lefts.columns, &rights.columns);
         let merged = self.merge(join.jointype, &shared, &lefts.columns, &rights.columns, on);

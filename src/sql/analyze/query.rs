@@ -47,7 +47,8 @@ pub(super) struct Cte<'a> {
 pub(super) struct Selected<'a> {
     /// One, or those of a UNION.
     pub(super) arms: Vec<Arm<'a>>,
-    pub(super) has_aggregate: bool,
+    /// It has an aggregate that may belong to the level outside.
+    pub(super) has_outer_aggregate: bool,
 }
 
 /// A query level as a source of rows.
@@ -135,7 +136,7 @@ impl<'a> Walk<'a> {
         });
         let level = std::mem::replace(&mut self.level, outside);
         let mut selected = selected?;
-        selected.has_aggregate = level.has_aggregate;
+        selected.has_outer_aggregate = level.has_outer_aggregate;
         Ok(selected)
     }
 
@@ -210,7 +211,7 @@ impl<'a> Walk<'a> {
         let mut level = Level::default();
         for arm in rights.into_iter().rev() {
             let arm = self.deeper(QUERY_DEPTH, |walk| walk.select(arm, at))?;
-            level.has_aggregate |= arm.has_aggregate;
+            level.has_outer_aggregate |= arm.has_outer_aggregate;
             selected.arms.extend(arm.arms);
         }
         self.level = level;
@@ -241,7 +242,7 @@ impl<'a> Walk<'a> {
             is_transparent: false,
             is_filtered: false,
         };
-        Ok(Selected { arms: vec![arm], has_aggregate: false })
+        Ok(Selected { arms: vec![arm], has_outer_aggregate: false })
     }
 
     fn plain(
@@ -250,7 +251,7 @@ impl<'a> Walk<'a> {
         at: At<'_, 'a>,
     ) -> Result<Selected<'a>, Error> {
         let level = self.facts.place(None);
-        let items = self.from_list(select.from_clause(), level, at)?;
+        let items = self.items_of(select.from_clause(), level, at)?;
         let scope = Scope { items: &items, outer: at.scope };
         let inside = At { scope: Some(&scope), env: at.env, place: level };
         self.condition(select.where_clause(), inside)?;
@@ -283,7 +284,7 @@ impl<'a> Walk<'a> {
             && select.window_clause().is_empty()
             && (!is_aggregated || is_plain_group);
         let arm = Arm { level, columns, is_open, is_transparent, is_filtered: !is_aggregated };
-        Ok(Selected { arms: vec![arm], has_aggregate: false })
+        Ok(Selected { arms: vec![arm], has_outer_aggregate: false })
     }
 
     /// The output columns of a target list; whether there may be others.
@@ -315,7 +316,9 @@ impl<'a> Walk<'a> {
                 if part.indirection().iter().any(|part| matches!(part, Node::A_Star(_))));
             is_open |= is_row;
             let name = target.name().or(match value {
-                Node::ColumnRef(column) => column.fields().iter().last().and_then(Node::as_str),
+                Node::ColumnRef(column) => {
+                    column.fields().iter().next_back().and_then(Node::as_str)
+                }
                 _ => None,
             });
             let value = match self.expr(value, at)? {

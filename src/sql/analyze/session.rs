@@ -358,7 +358,7 @@ fn flatten(name: &str, args: &NodeList) -> Option<String> {
     Some(text)
 }
 
-/// As Postgres's `quote_identifier`, but that it quotes every keyword, which means the same.
+/// As Postgres's `quote_identifier`, but for keywords, which mean the same unquoted in a list.
 fn quote_identifier(name: &str) -> String {
     let is_plain = name.starts_with(|c: char| c.is_ascii_lowercase() || c == '_')
         && name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_');

@@ -108,7 +108,7 @@ fn pairs(inner: &str) -> Option<Vec<(usize, usize)>> {
         let key_end = at + inner[at..].find(['=', ' ', ',', '\''])?;
         let key = &inner[at..key_end];
         let value = inner[key_end..].strip_prefix("='").map(|_| key_end + 2)?;
-        let value_end = value + closing_quote(inner[value..].as_bytes())?;
+        let value_end = value + closing_quote(&inner.as_bytes()[value..])?;
         if key == NAME {
             values.push((value, value_end));
         }
