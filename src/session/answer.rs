@@ -147,6 +147,7 @@ impl Session {
                 Transaction::Commit { .. } if was_pending => self.ledger.commit(),
                 Transaction::Commit { .. } | Transaction::Rollback { .. } => self.ledger.rollback(),
                 Transaction::Savepoint(name) => self.ledger.savepoint(name),
+                Transaction::Release(name) => self.ledger.release(name),
                 Transaction::RollbackTo(name) => self.ledger.rollback_to(name),
                 _ => {}
             }
