@@ -222,7 +222,7 @@ impl Session {
             && !setting.from_function
             && matches!(self.block, super::Block::None)
             && self.attached.is_none())
-        .then(|| refusals::transaction_required("SET LOCAL"));
+        .then(|| refusals::no_transaction_for("SET LOCAL"));
         self.settle_implicit();
         Ok(if setting.from_function {
             Local { row: Some(("set_config".into(), shown)), ..Local::tag("SELECT 1") }

@@ -106,6 +106,8 @@ impl Run {
             analysis.statements.iter().any(|statement| statement.effect != Effect::None);
         for statement in &analysis.statements {
             self.is_write |= matches!(statement.access, Access::Write(_));
+            // Routed all the same, where nothing is guarded: what it did to settings is unknown.
+            self.is_opaque |= !statement.problems.is_empty();
             if has_effects {
                 let effect = self.confirmed(session, &statement.effect, values)?;
                 self.effects.push_back(effect);
@@ -124,6 +126,7 @@ impl Run {
         let mut effect = Confirmed::Nothing;
         for statement in &analysis.statements {
             self.is_write |= matches!(statement.access, Access::Write(_));
+            self.is_opaque |= !statement.problems.is_empty();
             effect = self.confirmed(session, &statement.effect, values)?;
         }
         self.effects.push_back(effect);
@@ -178,10 +181,8 @@ impl Run {
             }
             Effect::Transaction(control) => {
                 self.may_commit |= matches!(control, Transaction::Commit { .. });
-                self.may_end |= matches!(
-                    control,
-                    Transaction::Commit { .. } | Transaction::Rollback { .. }
-                );
+                self.may_end |=
+                    matches!(control, Transaction::Commit { .. } | Transaction::Rollback { .. });
                 Confirmed::Control(control.clone())
             }
             Effect::Ddl => Confirmed::Ddl,
@@ -703,10 +704,9 @@ impl Session {
                 Poll::Ready(Err(_)) | Poll::Pending => false,
             };
             server.synthesize_into(&mut self.output);
-            if self.output.len() < OUTPUT_BYTES_MAX {
-                if self.take_replies(attached, running).is_err() {
-                    return Poll::Ready(Ok(running.on_lost(attached)));
-                }
+            if self.output.len() < OUTPUT_BYTES_MAX && self.take_replies(attached, running).is_err()
+            {
+                return Poll::Ready(Ok(running.on_lost(attached)));
             }
             if running.wants_rerun && running.ready.is_some() {
                 return Poll::Ready(Ok(Relayed::Rerun));
