@@ -15,11 +15,12 @@ use tokio::net::TcpStream;
 
 use crate::Result;
 use crate::fake_backend::shard_name;
-use crate::hospitals::{self, Random};
+use crate::hospitals;
 use crate::load::Mode;
 use crate::protocol::{
     SELECT_PARAMS, SELECT_PREFIX, cstr, error_text, fill, message, split, startup,
 };
+use crate::random::Random;
 
 /// Name of the prepared statement.
 const STATEMENT: &[u8] = b"patient_by_id";

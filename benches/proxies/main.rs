@@ -16,6 +16,7 @@ mod options;
 mod process;
 mod profile;
 mod protocol;
+mod random;
 mod real;
 mod relay;
 mod report;

@@ -1,6 +1,6 @@
 //! Medians and bootstrap intervals of paired rounds.
 
-use crate::hospitals::Random;
+use crate::random::Random;
 
 const RESAMPLES: usize = 2_000;
 

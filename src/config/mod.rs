@@ -322,7 +322,7 @@ impl Default for Pool {
 impl Default for Routing {
     fn default() -> Self {
         Self {
-            consistency: Consistency::Session,
+            consistency: Consistency::Hospital,
             max_replica_lag_ms: 250,
             replica_choice: ReplicaChoice::LeastConnections,
             region: String::new(),

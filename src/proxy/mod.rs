@@ -145,6 +145,7 @@ async fn run(path: &Path, files: Files) -> Result<(), String> {
         analyzer: Analyzer::new(routing.cache_bytes_max, routing.cache_text_bytes_max),
         statements: statements::Store::new(STATEMENT_BYTES_MAX),
         greetings: Greetings::default(),
+        writes: Default::default(),
         directory: Default::default(),
         metrics: Arc::new(Metrics::new()),
         map: MapStore::new(map),

@@ -69,6 +69,9 @@ pub struct Pipeline {
     copy: Copy,
     status: TxnStatus,
     client_parses: usize,
+    /// Messages of the extended protocol went out since the last ReadyForQuery: the server is in
+    /// a transaction that the next Sync would commit, whatever its last status was.
+    is_unsynced: bool,
 }
 
 /// COPY in progress on this server.
@@ -115,7 +118,13 @@ pub struct Desync(pub u8);
 impl Pipeline {
     /// A message was put into the server's buffer.
     pub fn push(&mut self, message: Message, expect: Expect) {
+        self.is_unsynced |= !is_ready_owner(message) && !matches!(expect, Expect::Synthesize(_));
         self.owed.push_back(Owed { message, expect });
+    }
+
+    /// A batch is open on the server: its Sync has not been answered.
+    pub fn is_unsynced(&self) -> bool {
+        self.is_unsynced
     }
 
     /// Nothing is owed.
@@ -157,14 +166,16 @@ impl Pipeline {
         }
     }
 
-    /// Parse messages of the client that were answered well since [`Self::begin_request`].
+    /// Parse messages of the client that were answered well since the batch under way began.
     pub fn client_parses(&self) -> usize {
         self.client_parses
     }
 
     /// A request begins.
     pub fn begin_request(&mut self) {
-        self.client_parses = 0;
+        if !self.is_unsynced {
+            self.client_parses = 0;
+        }
     }
 
     /// Drops what stands before the next Sync, as the server does after an error, and answers
@@ -219,6 +230,10 @@ impl Pipeline {
             (b'Z', _) if is_ready_owner(message) => {
                 self.status = TxnStatus::from_byte(status).ok_or(desync)?;
                 self.copy = Copy::None;
+                // Messages behind the Sync, if any, begin a batch of their own.
+                self.is_unsynced = self.owed.iter().skip(1).any(|owed| {
+                    !is_ready_owner(owed.message) && !matches!(owed.expect, Expect::Synthesize(_))
+                });
                 self.settle(message)
             }
             _ => Err(desync),
@@ -342,6 +357,16 @@ mod tests {
         pipeline.push(Message::Parse, Expect::Refuse(Box::new(reply)));
         pipeline.push(Message::Sync, Expect::Forward);
         assert_eq!(feed(&mut pipeline, b"EZ"), "!Z");
+    }
+
+    #[test]
+    fn a_batch_without_its_sync_is_no_clean_state() {
+        let mut pipeline = pipeline(&[(Message::Bind, false), (Message::Execute, false)]);
+        assert_eq!(feed(&mut pipeline, b"2C"), "2C");
+        assert!(pipeline.is_empty() && pipeline.is_unsynced());
+        pipeline.push(Message::Sync, Expect::Forward);
+        assert_eq!(feed(&mut pipeline, b"Z"), "Z");
+        assert!(!pipeline.is_unsynced());
     }
 
     #[test]

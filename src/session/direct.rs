@@ -48,6 +48,8 @@ pub async fn serve(
         ok = outcome.is_ok(),
         "shard session ends"
     );
+    // What it wrote, and to which hospitals, nobody knows.
+    services.writes.note_all(services.fleet.now());
     services.directory.leave(&client);
 }
 
@@ -61,7 +63,7 @@ async fn open(
     if services.map.peek().shard(shard).is_none() {
         return Err(refusals::unknown_shard());
     }
-    let want = Want { shard: Some(shard), role: Role::Primary, hospital: None, written_at: 0 };
+    let want = Want { shard: Some(shard), role: Role::Primary, hospital: None, written_at: 1 };
     let mut checkout =
         services.pools.checkout(&pools, want).await.map_err(|error| error.to_reply())?;
     let server = &mut checkout.server;

@@ -14,11 +14,12 @@ use super::block::{Block, Pending};
 use super::directory::{CancelTarget, Client};
 use super::{Attached, End, OUTPUT_BYTES_MAX, READ_AHEAD_BYTES, Session, params};
 use crate::catalog::Snapshot;
+use crate::config::Consistency;
 use crate::metrics::{Fallback, ServerRole};
 use crate::pool::{self, Want};
 use crate::route::{Bound, Role, Route, Values, refusals};
 use crate::server::{self, Copy, Expect, Message, Reply, ServerConn, ServerError};
-use crate::shard_map::ShardId;
+use crate::shard_map::{HospitalId, ShardId};
 use crate::sql::{Access, Analysis, Effect, Transaction};
 use crate::wire::backend::{self, ErrorReply};
 use crate::wire::{self, HEADER_BYTES, TxnStatus, frontend};
@@ -47,6 +48,8 @@ pub(super) struct Run {
     pub is_write: bool,
     /// It may end a transaction, so that its loss leaves the outcome unknown.
     pub may_commit: bool,
+    /// It ends a transaction, or may: the server's word on what is left counts.
+    pub may_end: bool,
     /// It may change what can't be seen.
     pub is_opaque: bool,
     /// What its statements do to the session, in order; empty if none does anything.
@@ -60,14 +63,22 @@ pub(super) struct Run {
 pub(super) enum Confirmed {
     /// Nothing.
     Nothing,
-    /// Settings, `None` for the default; session scope only.
-    Set(Vec<(String, Option<String>)>),
+    /// Settings, `None` for the default.
+    Set(Vec<Change>),
     /// RESET ALL.
     ResetAll,
     /// Transaction control.
     Control(Transaction),
     /// The catalog must be read again.
     Ddl,
+}
+
+/// One setting that a statement gives.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Change {
+    name: String,
+    value: Option<String>,
+    is_local: bool,
 }
 
 impl Run {
@@ -77,6 +88,7 @@ impl Run {
             route,
             is_write: false,
             may_commit: false,
+            may_end: false,
             is_opaque: false,
             effects: VecDeque::new(),
             is_aside: false,
@@ -94,6 +106,7 @@ impl Run {
             analysis.statements.iter().any(|statement| statement.effect != Effect::None);
         for statement in &analysis.statements {
             self.is_write |= matches!(statement.access, Access::Write(_));
+            self.is_opaque |= is_unread(statement);
             if has_effects {
                 let effect = self.confirmed(session, &statement.effect, values)?;
                 self.effects.push_back(effect);
@@ -112,6 +125,7 @@ impl Run {
         let mut effect = Confirmed::Nothing;
         for statement in &analysis.statements {
             self.is_write |= matches!(statement.access, Access::Write(_));
+            self.is_opaque |= is_unread(statement);
             effect = self.confirmed(session, &statement.effect, values)?;
         }
         self.effects.push_back(effect);
@@ -142,10 +156,14 @@ impl Run {
                 for setting in settings {
                     let value = session.setting_value(setting, values)?;
                     if matches!(setting.value, crate::sql::SettingValue::Computed) {
+                        if decides_meaning(&setting.name) {
+                            return Err(refusals::computed_setting(&setting.name));
+                        }
                         self.is_opaque = true;
-                    } else if !setting.is_local {
-                        changes.push((setting.name.clone(), value));
+                        continue;
                     }
+                    let (name, is_local) = (setting.name.clone(), setting.is_local);
+                    changes.push(Change { name, value, is_local });
                 }
                 Confirmed::Set(changes)
             }
@@ -153,7 +171,8 @@ impl Run {
                 // The server goes to its own default, the session to its startup value: the two
                 // may differ, so the server is not handed on as it is.
                 self.is_opaque |= session.ledger.settings().contains_key(name);
-                Confirmed::Set(vec![(name.clone(), None)])
+                let change = Change { name: name.clone(), value: None, is_local: false };
+                Confirmed::Set(vec![change])
             }
             Effect::ResetAll => {
                 self.is_opaque = true;
@@ -161,6 +180,8 @@ impl Run {
             }
             Effect::Transaction(control) => {
                 self.may_commit |= matches!(control, Transaction::Commit { .. });
+                self.may_end |=
+                    matches!(control, Transaction::Commit { .. } | Transaction::Rollback { .. });
                 Confirmed::Control(control.clone())
             }
             Effect::Ddl => Confirmed::Ddl,
@@ -180,6 +201,7 @@ impl Run {
             Effect::Opaque => {
                 self.is_opaque = true;
                 self.may_commit = true;
+                self.may_end = true;
                 Confirmed::Nothing
             }
             _ => Confirmed::Nothing,
@@ -298,8 +320,9 @@ impl Session {
     fn look_at_query(&self, total: usize) -> Result<Look, (ErrorReply, bool)> {
         let plain = |refusal| (refusal, false);
         let body = &self.input.as_slice()[HEADER_BYTES..total];
-        let query = frontend::Query::read(body).map_err(|error| plain(super::violation(&error)))?;
-        let sql = super::utf8(query.sql).map_err(plain)?;
+        // `on_query` has read it once: a malformed one does not come here.
+        let sql = frontend::Query::read(body).map(|query| query.sql).unwrap_or_default();
+        let sql = super::utf8(sql).map_err(plain)?;
         let snapshot = self.services.catalog.current();
         let context = crate::sql::Context {
             catalog: &snapshot.catalog,
@@ -343,6 +366,7 @@ impl Session {
             // Only where nothing is guarded: pgward does not follow blocks within one string.
             run.is_opaque = true;
             run.may_commit = true;
+            run.may_end = true;
         }
         Ok(Look::Run(run))
     }
@@ -446,7 +470,8 @@ impl Session {
             Route::One { hospital, shard, role } => (Some(shard), role, hospital),
             Route::Any { role } => (None, role, None),
         };
-        let want = Want { shard, role, hospital, written_at: self.written_at };
+        let written_at = self.must_see(hospital);
+        let want = Want { shard, role, hospital, written_at };
         let map = self.services.map.current();
         let checkout = self.wait_for_server(want).await?;
         if role == Role::Replica
@@ -465,9 +490,29 @@ impl Session {
             portals: Vec::new(),
             since: std::time::Instant::now(),
             effects: VecDeque::new(),
+            named: Vec::new(),
+            has_failed: false,
         });
         self.bring_settings(&mut attached).await?;
         Ok(attached)
+    }
+
+    /// The last write that a read of `hospital` must see.
+    fn must_see(&self, hospital: Option<HospitalId>) -> u64 {
+        match (self.services.config.load().routing.consistency, hospital) {
+            (Consistency::Hospital, Some(hospital)) => self.services.writes.last(hospital),
+            _ => self.written_at,
+        }
+    }
+
+    /// A write has an outcome, or lost it.
+    fn note_write(&mut self, hospital: Option<HospitalId>) {
+        let now = self.services.fleet.now();
+        self.written_at = now;
+        match hospital {
+            Some(hospital) => self.services.writes.note(hospital, now),
+            None => self.services.writes.note_all(now),
+        }
     }
 
     fn has_replicas(&self, map: &crate::shard_map::ShardMap, checkout: &pool::Checkout) -> bool {
@@ -494,11 +539,19 @@ impl Session {
                 woken.set(client.woken());
                 cx.waker().wake_by_ref();
             }
-            // Reading ahead shows when the client has gone; what it sends meanwhile is bounded.
-            if self.input.len() < READ_AHEAD_BYTES
-                && let Poll::Ready(Ok(0) | Err(_)) = self.stream.poll_fill(cx, &mut self.input)
+            // What it has been answered already need not wait, too.
+            if !self.output.is_empty()
+                && let Poll::Ready(Err(_)) = self.stream.poll_drain(cx, &mut self.output)
             {
                 return Poll::Ready(Err(Unattached::End(End::Client)));
+            }
+            // Reading ahead shows when the client has gone; what it sends meanwhile is bounded.
+            while self.input.len() < READ_AHEAD_BYTES {
+                match self.stream.poll_fill(cx, &mut self.input) {
+                    Poll::Ready(Ok(n)) if n > 0 => {}
+                    Poll::Ready(_) => return Poll::Ready(Err(Unattached::End(End::Client))),
+                    Poll::Pending => break,
+                }
             }
             Poll::Pending
         })
@@ -532,10 +585,20 @@ impl Session {
     async fn bring_settings(&mut self, attached: &mut Attached) -> Result<(), Unattached> {
         let server = &mut *attached.checkout.server;
         let want = self.ledger.committed();
-        if Arc::ptr_eq(&server.settings, want) {
+        let is_default_path = server.default_path == self.default_path;
+        if Arc::ptr_eq(&server.settings, want) && is_default_path {
             return Ok(());
         }
-        if let Some(sql) = params::replay(&server.settings, want) {
+        let mut sql = params::replay(&server.settings, want);
+        if !is_default_path && !want.contains_key("search_path") {
+            // The role's own search_path was changed since this session learnt it: names would
+            // mean on this server what they were not analysed for.
+            server.is_opaque = true;
+            let path = params::quote_literal(&self.default_path);
+            let set = format!("SELECT pg_catalog.set_config('search_path', {path}, false)");
+            sql = Some(sql.map_or(set.clone(), |sql| format!("{sql}; {set}")));
+        }
+        if let Some(sql) = sql {
             match server.run(&sql).await {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => {
@@ -560,6 +623,7 @@ impl Session {
         let may_rerun = attached.checkout.role == Role::Replica
             && is_alone
             && attached.checkout.server.pipeline().is_empty()
+            && !attached.checkout.server.pipeline().is_unsynced()
             && attached.checkout.server.pipeline().status() == TxnStatus::Idle;
         if let Route::One { hospital: Some(hospital), .. } = run.route {
             attached.bound.hospital = Some(hospital);
@@ -615,7 +679,12 @@ impl Session {
         until: Until,
         kept: usize,
     ) -> Result<Relayed, End> {
-        std::future::poll_fn(|cx| self.poll_relay(cx, attached, running, until, kept)).await
+        let relayed =
+            std::future::poll_fn(|cx| self.poll_relay(cx, attached, running, until, kept)).await;
+        if relayed.is_err() {
+            Box::pin(abandon(attached, &self.client)).await;
+        }
+        relayed
     }
 
     fn poll_relay(
@@ -634,11 +703,9 @@ impl Session {
                 Poll::Ready(Err(_)) | Poll::Pending => false,
             };
             server.synthesize_into(&mut self.output);
-            if self.output.len() < OUTPUT_BYTES_MAX {
-                match self.take_replies(attached, running) {
-                    Ok(()) => {}
-                    Err(_) => return Poll::Ready(Ok(Relayed::Lost)),
-                }
+            if self.output.len() < OUTPUT_BYTES_MAX && self.take_replies(attached, running).is_err()
+            {
+                return Poll::Ready(Ok(running.on_lost(attached)));
             }
             if running.wants_rerun && running.ready.is_some() {
                 return Poll::Ready(Ok(Relayed::Rerun));
@@ -662,7 +729,7 @@ impl Session {
             if self.output.len() < OUTPUT_BYTES_MAX {
                 match server.poll_fill(cx) {
                     Poll::Ready(Ok(())) => is_progress = true,
-                    Poll::Ready(Err(_)) => return Poll::Ready(Ok(Relayed::Lost)),
+                    Poll::Ready(Err(_)) => return Poll::Ready(Ok(running.on_lost(attached))),
                     Poll::Pending => {}
                 }
             }
@@ -672,9 +739,8 @@ impl Session {
             // Reading ahead shows when the client has gone; what it sends meanwhile is bounded.
             if self.input.len() < kept + READ_AHEAD_BYTES {
                 match self.stream.poll_fill(cx, &mut self.input) {
-                    Poll::Ready(Ok(n)) if n > 0 => {
-                        is_progress |= server.pipeline().copy() == Copy::In
-                    }
+                    // Once more: only a pending read tells when the client goes.
+                    Poll::Ready(Ok(n)) if n > 0 => is_progress = true,
                     Poll::Ready(_) => return Poll::Ready(Err(End::Client)),
                     Poll::Pending => {}
                 }
@@ -694,13 +760,21 @@ impl Session {
         let server = &mut *attached.checkout.server;
         while let Some(reply) = server.next_reply(&mut self.output)? {
             match reply {
-                Reply::Ready { status, .. } => running.ready = Some(status),
+                Reply::Ready { status, .. } => {
+                    running.ready = Some(status);
+                    if server.pipeline().is_empty() {
+                        // The request has its one ReadyForQuery. What a server says behind it is
+                        // for nobody: `settle` finds it unclean.
+                        return Ok(());
+                    }
+                }
                 Reply::Error(error) => {
                     // The server skips what follows, and so its effects never come.
                     attached.effects.clear();
                     let role = server_role(attached.checkout.role);
                     self.services.metrics.on_error(attached.checkout.shard.0, role, error.code());
                     running.has_failed = true;
+                    attached.has_failed = true;
                     if error.is_fatal {
                         running.last_words = Some(error.code().to_owned());
                         return Err(server::Error::Closed);
@@ -762,7 +836,10 @@ impl Session {
                     is_progress = true;
                     continue;
                 }
-                _ => break,
+                frontend::tag::TERMINATE => return Err(End::Client),
+                // Its answer, or the end of the data, is still on its way.
+                _ if running.is_copy_ended => break,
+                tag => return Err(End::Fatal(super::violation(&wire::Error::UnknownTag { tag }))),
             }
             if header.tag != frontend::tag::COPY_DATA {
                 running.is_copy_ended = true;
@@ -772,7 +849,7 @@ impl Session {
     }
 
     /// A request has run: keeps the server in a transaction, else lets it go.
-    pub(super) fn settle(&mut self, attached: Box<Attached>, run: &Run, mut running: Running) {
+    pub(super) fn settle(&mut self, mut attached: Box<Attached>, run: &Run, mut running: Running) {
         if running.is_ddl {
             self.services.catalog.request_refresh();
         }
@@ -781,28 +858,38 @@ impl Session {
             self.skip_bytes = running.copy_left;
             running.copy_left = 0;
         }
+        let has_failed = attached.has_failed;
+        if running.ready.is_some() {
+            attached.has_failed = false;
+            attached.named.clear();
+        }
         match running.ready {
             // A batch before its Sync.
             None => self.attached = Some(attached),
             Some(TxnStatus::Idle) => {
-                if running.has_failed {
+                if has_failed {
                     self.ledger.rollback();
                 } else if self.ledger.is_changed() && !run.is_aside {
                     self.ledger.commit();
                 }
                 if run.is_aside {
-                    if running.has_failed {
+                    if has_failed {
                         self.block.fail();
                     }
+                    self.patch_status();
+                } else if has_failed && !run.may_end && matches!(self.block, Block::Server(_)) {
+                    // BEGIN failed, behind the client's back: it believes in a block, and what
+                    // comes next must not run, and commit, by itself.
+                    self.block.lose();
                     self.patch_status();
                 } else {
                     self.block = Block::None;
                 }
-                if running.has_changed || running.has_failed {
+                if running.has_changed || has_failed {
                     self.renew_names();
                 }
                 if attached.is_write && attached.checkout.role == Role::Primary {
-                    self.written_at = self.services.fleet.now();
+                    self.note_write(attached.bound.hospital);
                 }
                 self.release(attached);
             }
@@ -867,18 +954,23 @@ impl Session {
     /// The server is gone: one error that tells the truth, and the client stays.
     pub(super) fn on_lost(
         &mut self,
-        attached: Box<Attached>,
+        mut attached: Box<Attached>,
         run: &Run,
         running: &Running,
     ) -> Result<(), End> {
-        let shard = attached.checkout.shard;
+        self.take_back_unconfirmed(&mut attached);
+        let (shard, hospital) = (attached.checkout.shard, attached.bound.hospital);
         let is_mid_frame = attached.checkout.server.is_mid_frame();
         self.client.on_detach();
         if is_mid_frame {
             return Err(End::Broken);
         }
+        // The rest of a CopyData would be read as messages.
+        self.skip_bytes = running.copy_left;
         let is_in_block = matches!(self.block, Block::Server(_)) && !run.is_aside;
-        let mut reply = if run.may_commit || (!is_in_block && run.is_write) {
+        // A batch before its Sync may have written in an earlier piece.
+        let is_write = run.is_write || attached.is_write;
+        let mut reply = if run.may_commit || (!is_in_block && is_write) {
             refusals::outcome_unknown(shard)
         } else {
             refusals::server_lost_in_transaction(shard)
@@ -895,7 +987,7 @@ impl Session {
         }
         self.ledger.rollback();
         self.renew_names();
-        self.written_at = self.services.fleet.now();
+        self.note_write(hospital);
         self.services.metrics.on_refusal(reply.sqlstate);
         reply.encode(self.output.tail());
         Ok(())
@@ -924,6 +1016,11 @@ impl Session {
         let Some(mut attached) = self.attached.take() else { return Ok(()) };
         let mut running = Running::new(false);
         let news = self.take_replies(&mut attached, &mut running);
+        if running.has_failed {
+            // The rest of a long batch: its Sync is still to come.
+            self.take_back_unconfirmed(&mut attached);
+            self.is_skipping = attached.checkout.server.pipeline().is_unsynced();
+        }
         if news.is_ok() && !attached.checkout.server.is_broken() {
             self.attached = Some(attached);
             return Ok(());
@@ -959,6 +1056,15 @@ impl Running {
     pub(super) fn new(may_rerun: bool) -> Self {
         Self { may_rerun, ..Self::default() }
     }
+
+    /// The server is gone: what a replica has not begun to answer runs again on the primary.
+    fn on_lost(&self, attached: &Attached) -> Relayed {
+        if self.may_rerun && !attached.checkout.server.has_forwarded() {
+            Relayed::Rerun
+        } else {
+            Relayed::Lost
+        }
+    }
 }
 
 /// What the server has confirmed reaches the session. `true`: the catalog has changed.
@@ -971,8 +1077,9 @@ fn apply(
     match effect {
         Confirmed::Nothing => {}
         Confirmed::Set(changes) => {
-            for (name, value) in changes {
+            for Change { name, value, is_local } in changes {
                 match value {
+                    value if is_local => ledger.set_local(&name, value.as_deref()),
                     Some(value) => ledger.set(&name, &value),
                     None => ledger.reset(&name),
                 }
@@ -986,6 +1093,7 @@ fn apply(
             // COMMIT of a failed transaction is a ROLLBACK, and says so.
             Transaction::Commit { .. } | Transaction::Rollback { .. } => ledger.rollback(),
             Transaction::Savepoint(name) => ledger.savepoint(&name),
+            Transaction::Release(name) => ledger.release(&name),
             Transaction::RollbackTo(name) => ledger.rollback_to(&name),
             _ => {}
         },
@@ -1017,14 +1125,16 @@ pub(super) fn send_sync(server: &mut ServerConn) {
 /// refusal takes the place of its error.
 pub(super) fn make_real(attached: &mut Attached, refusal: ErrorReply) {
     let server = &mut *attached.checkout.server;
+    server.begin_request(false);
     server.prepared.parse_unnamed(None);
     server.send(Message::Parse, Expect::Refuse(Box::new(refusal)), |out| {
         frontend::write_parse(out, b"", REFUSED_TEXT, std::iter::empty());
     });
 }
 
-/// The client has gone: what runs for it is cancelled, and its server is closed unless it is clean.
-pub(super) async fn abandon(attached: Box<Attached>, client: &Arc<Client>) {
+/// The client has gone: what runs for it is cancelled. Its server may be dropped then, which closes
+/// it unless it is clean.
+pub(super) async fn abandon(attached: &Attached, client: &Arc<Client>) {
     let server = &attached.checkout.server;
     if !server.pipeline().is_empty()
         && let Some(peer) = server.peer
@@ -1034,6 +1144,25 @@ pub(super) async fn abandon(attached: Box<Attached>, client: &Arc<Client>) {
     if let Some(hold) = client.on_detach() {
         hold.cancels_done().await;
     }
+}
+
+/// Routed though it could not be classified, where nothing is guarded: only of queries are all
+/// expressions read, so what another statement does to settings is not known.
+fn is_unread(statement: &crate::sql::Statement) -> bool {
+    let is_query = matches!(statement.command, "SELECT" | "INSERT" | "UPDATE" | "DELETE");
+    !statement.problems.is_empty() && !is_query
+}
+
+/// Settings that decide what a text means: pgward must know their values.
+fn decides_meaning(name: &str) -> bool {
+    matches!(
+        name,
+        "search_path"
+            | "role"
+            | "session_authorization"
+            | "client_encoding"
+            | "standard_conforming_strings"
+    )
 }
 
 fn pin_name(pin: crate::sql::Pin) -> &'static str {

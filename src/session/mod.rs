@@ -15,6 +15,7 @@ pub mod login;
 pub mod params;
 pub mod statements;
 pub mod welcome;
+pub mod writes;
 
 use std::sync::Arc;
 
@@ -63,6 +64,8 @@ pub struct Services {
     pub statements: Store,
     /// What servers said of startup settings.
     pub greetings: welcome::Greetings,
+    /// When hospitals were last written.
+    pub writes: writes::Writes,
     /// Who is connected.
     pub directory: Directory,
     /// Counters.
@@ -99,8 +102,7 @@ pub struct Session {
     attached: Option<Box<Attached>>,
     /// A batch failed without a server: what follows is dropped up to its Sync.
     is_skipping: bool,
-    /// `Fleet::now` at the outcome of its last write, at first at its login: its reads are as
-    /// fresh as that.
+    /// `Fleet::now` at the outcome of its last write; 1 before the first.
     written_at: u64,
     /// Bytes of the client's that are the rest of a CopyData nobody wants.
     skip_bytes: usize,
@@ -122,6 +124,10 @@ pub(crate) struct Attached {
     since: std::time::Instant,
     /// What the statements under way do to the session, in the order of their replies.
     effects: std::collections::VecDeque<exchange::Confirmed>,
+    /// Names that the batch under way gave away, whose Parse may still fail.
+    named: batch::GivenNames,
+    /// Something failed since the last ReadyForQuery: the server skips up to Sync, and rolls back.
+    has_failed: bool,
 }
 
 impl Session {
@@ -136,7 +142,7 @@ impl Session {
             drop(tokio::time::timeout(std::time::Duration::from_secs(1), farewell).await);
         }
         if let Some(attached) = self.attached.take() {
-            Box::pin(exchange::abandon(attached, &self.client)).await;
+            Box::pin(exchange::abandon(&attached, &self.client)).await;
         }
         self.services.directory.leave(&self.client);
     }
@@ -231,6 +237,10 @@ impl Session {
 
     /// A simple Query of `total` bytes stands at the front of the input.
     async fn on_query(&mut self, total: usize) -> Result<(), End> {
+        let body = &self.input.as_slice()[wire::HEADER_BYTES..total];
+        if let Err(error) = frontend::Query::read(body) {
+            return Err(End::Fatal(violation(&error)));
+        }
         if self.is_skipping {
             self.input.advance(total);
             return Ok(());
@@ -297,10 +307,9 @@ impl Session {
 
     /// The ledger's search_path or role may have changed: names mean something else from now on.
     fn renew_names(&mut self) {
-        let settings = self.ledger.settings();
-        let path = settings.get("search_path").map_or(&*self.default_path, String::as_str);
-        let role = match settings.get("role").map(String::as_str) {
-            None | Some("none") => settings.get("session_authorization").map(String::as_str),
+        let path = self.ledger.value("search_path").unwrap_or(&self.default_path);
+        let role = match self.ledger.value("role") {
+            None | Some("none") => self.ledger.value("session_authorization"),
             role => role,
         };
         let role = role.unwrap_or(&self.user.server.user);
