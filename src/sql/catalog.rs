@@ -500,7 +500,8 @@ fn parse_quoted(text: &str) -> Option<(String, &str)> {
                 name.push('"');
                 rest = after;
             }
-            None => return (!name.is_empty()).then_some((name, tail)),
+            // SET search_path = '' stores `""`: a schema that nobody has.
+            None => return Some((name, tail)),
         }
     }
 }

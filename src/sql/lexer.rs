@@ -16,7 +16,7 @@ use hint::Hint;
 use spans::Spans;
 
 /// Spans kept without allocating.
-const INLINE: usize = 16;
+const INLINE: usize = 8;
 /// Slots are numbered by u16.
 const SLOTS_MAX: usize = u16::MAX as usize;
 
@@ -247,9 +247,20 @@ fn class(b: u8) -> Class {
     CLASS[usize::from(b)]
 }
 
+/// What goes on in a name, once it has begun.
+const IN_NAME: [bool; 256] = {
+    let mut table = [false; 256];
+    let mut b = 0;
+    while b < 256 {
+        table[b] = matches!(CLASS[b], Class::Ident | Class::Digit | Class::Dollar);
+        b += 1;
+    }
+    table
+};
+
 #[inline]
 fn is_ident(b: u8) -> bool {
-    matches!(class(b), Class::Ident | Class::Digit | Class::Dollar)
+    IN_NAME[usize::from(b)]
 }
 
 struct Lexer<'a, 'b> {
@@ -261,29 +272,33 @@ struct Lexer<'a, 'b> {
 impl Lexer<'_, '_> {
     fn run(mut self) {
         self.lexed.mode = KeyMode::Slots;
-        // Where the last token was a string, two of them may turn out to be one: see `string`.
+        self.space(false);
+        let start = self.at;
+        if self.lexed.mode == KeyMode::Slots && !self.has_values() {
+            self.lexed.mode = KeyMode::Space;
+        }
+        // Where the last token was a string, two of them may turn out to be one.
         let mut string_end = usize::MAX;
-        let mut body: Option<usize> = None;
-        let mut end = 0;
+        let mut end = start;
         while let Some(&byte) = self.bytes.get(self.at) {
-            let start = self.at;
-            let class = class(byte);
-            let is_comment = match class {
-                Class::Dash => self.peek(1) == Some(b'-'),
-                Class::Slash => self.peek(1) == Some(b'*'),
-                _ => false,
-            };
-            if class == Class::Space || is_comment {
-                self.space(body.is_some());
-                continue;
-            }
-            if body.is_none() {
-                body = Some(start);
-                if !self.has_values() {
-                    self.lexed.mode = KeyMode::Space;
+            match class(byte) {
+                Class::Space => {
+                    // One space between tokens, as nearly all are.
+                    match self.peek(1).map(class) {
+                        None | Some(Class::Space | Class::Dash | Class::Slash) => self.space(true),
+                        Some(_) if byte == b' ' => self.at += 1,
+                        Some(_) => self.space(true),
+                    }
+                    continue;
                 }
-            }
-            match class {
+                Class::Dash if self.peek(1) == Some(b'-') => {
+                    self.space(true);
+                    continue;
+                }
+                Class::Slash if self.peek(1) == Some(b'*') => {
+                    self.space(true);
+                    continue;
+                }
                 Class::Quote => {
                     if string_end == end {
                         self.give_up();
@@ -300,7 +315,6 @@ impl Lexer<'_, '_> {
             }
             end = self.at;
         }
-        let start = body.unwrap_or(end);
         self.lexed.body = (start as u32, end as u32);
         // A space after the last token is no part of the key.
         self.lexed.spaces.truncate_from(end as u32);
@@ -320,13 +334,30 @@ impl Lexer<'_, '_> {
 
     /// Whether the text starts as a statement whose literals are values.
     fn has_values(&self) -> bool {
-        let rest = &self.bytes[self.at..];
-        let skip = rest.iter().take_while(|b| matches!(b, b'(' | b' ')).count();
-        let word = rest[skip..].iter().take(7).take_while(|b| is_ident(**b)).count();
-        let word = &rest[skip..skip + word];
-        [&b"select"[..], b"insert", b"update", b"delete", b"with", b"values"]
-            .iter()
-            .any(|known| word.eq_ignore_ascii_case(known))
+        let mut rest = self.bytes.get(self.at..).unwrap_or_default();
+        while let [b'(' | b' ', tail @ ..] = rest {
+            rest = tail;
+        }
+        let word: &[u8] = match rest.first().map(u8::to_ascii_lowercase) {
+            Some(b's') => b"select",
+            Some(b'i') => b"insert",
+            Some(b'u') => b"update",
+            Some(b'd') => b"delete",
+            Some(b'w') => b"with",
+            Some(b'v') => b"values",
+            _ => return false,
+        };
+        rest.get(..word.len()).is_some_and(|head| head.eq_ignore_ascii_case(word))
+            && !rest.get(word.len()).is_some_and(|b| is_ident(*b))
+    }
+
+    #[inline]
+    fn skip_while(&mut self, is: impl Fn(u8) -> bool) {
+        let mut at = self.at;
+        while self.bytes.get(at).is_some_and(|b| is(*b)) {
+            at += 1;
+        }
+        self.at = at;
     }
 
     fn push_slot(&mut self, start: usize, kind: SlotKind) {
@@ -388,9 +419,7 @@ impl Lexer<'_, '_> {
     /// A name or keyword, or a string with a letter before it.
     fn word(&mut self, string_end: &mut usize) {
         let start = self.at;
-        while self.peek(0).is_some_and(is_ident) {
-            self.at += 1;
-        }
+        self.skip_while(is_ident);
         if self.at - start != 1 {
             return;
         }
@@ -502,9 +531,7 @@ impl Lexer<'_, '_> {
     }
 
     fn digits(&mut self) {
-        while self.peek(0).is_some_and(|b| b.is_ascii_digit()) {
-            self.at += 1;
-        }
+        self.skip_while(|b| b.is_ascii_digit());
     }
 
     fn number(&mut self) {

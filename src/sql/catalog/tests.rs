@@ -241,7 +241,7 @@ fn search_paths_as_postgres_reads_them() {
         (",a", None),
         ("a b", None),
         (r#""a"#, None),
-        (r#""""#, None),
+        (r#""""#, Some(&[""])),
         (r#"a"b""#, None),
     ] {
         let parsed = parse_search_path(path, "app");
