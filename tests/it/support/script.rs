@@ -30,7 +30,7 @@ use super::fake::{self, Stage};
 use super::notation::{frontend, shown_backend, startup, words};
 
 /// How long what is expected may take.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(8);
 /// Nothing for this long means that nothing comes.
 const SILENCE: Duration = Duration::from_millis(120);
 /// From here on a message that is not whole yet is worth a word.
