@@ -14,8 +14,6 @@ use crate::targets::{Launcher, Target, TargetName, USER};
 
 const VALGRIND: &str = "/usr/bin/valgrind";
 const CLIENTS: usize = 16;
-/// Probes run by the clock while valgrind makes all else slow: they must not count.
-const PROBE_INTERVAL_MS: u64 = 60_000;
 
 /// Counts for each target and tells.
 pub fn run(
@@ -40,9 +38,6 @@ pub fn run(
         crate::process::give_away(&output)?;
         let (output, vgdb) = (output.join("out"), output.join("vgdb"));
         let launcher = Launcher {
-            options: launcher.options,
-            scratch: launcher.scratch,
-            backend: launcher.backend,
             wrapper: vec![
                 VALGRIND.into(),
                 "--tool=callgrind".into(),
@@ -51,7 +46,8 @@ pub fn run(
                 format!("--callgrind-out-file={}", output.display()),
                 format!("--vgdb-prefix={}", vgdb.display()),
             ],
-            probe_interval_ms: PROBE_INTERVAL_MS,
+            probe_interval_ms: crate::RARE_PROBES_MS,
+            ..launcher.clone()
         };
         let mut target = launcher.start(name, ports)?;
         target.await_answer(load)?;
