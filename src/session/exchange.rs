@@ -24,6 +24,8 @@ use crate::sql::{Access, Analysis, Effect, Transaction};
 use crate::wire::backend::{self, ErrorReply};
 use crate::wire::{self, HEADER_BYTES, TxnStatus, frontend};
 
+/// Bytes for the client that go out even while more is coming.
+const WRITE_BYTES: usize = 64 << 10;
 /// Text that no server accepts: it makes a refusal real on a server in a transaction.
 const REFUSED_TEXT: &[u8] = b"pgward refused this statement";
 /// Time for a client to take its last word.
@@ -234,6 +236,8 @@ pub(super) struct Running {
     may_rerun: bool,
     wants_rerun: bool,
     is_ddl: bool,
+    /// Something of the server's waits to be written to the client.
+    has_news: bool,
     /// Bytes of a CopyData of the client's that go on as they come.
     copy_left: usize,
     is_copy_ended: bool,
@@ -703,10 +707,11 @@ impl Session {
                 Poll::Ready(Err(_)) | Poll::Pending => false,
             };
             server.synthesize_into(&mut self.output);
-            if self.output.len() < OUTPUT_BYTES_MAX && self.take_replies(attached, running).is_err()
-            {
+            let before = self.output.len();
+            if before < OUTPUT_BYTES_MAX && self.take_replies(attached, running).is_err() {
                 return Poll::Ready(Ok(running.on_lost(attached)));
             }
+            running.has_news |= self.output.len() > before;
             if running.wants_rerun && running.ready.is_some() {
                 return Poll::Ready(Ok(Relayed::Rerun));
             }
@@ -719,17 +724,20 @@ impl Session {
                 return Poll::Ready(Ok(Relayed::Done));
             }
             let mut is_progress = false;
-            if !self.output.is_empty() {
-                match self.stream.poll_drain(cx, &mut self.output) {
-                    Poll::Ready(Ok(())) => {}
-                    Poll::Ready(Err(_)) => return Poll::Ready(Err(End::Client)),
-                    Poll::Pending => {}
-                }
-            }
             if self.output.len() < OUTPUT_BYTES_MAX {
                 match server.poll_fill(cx) {
                     Poll::Ready(Ok(())) => is_progress = true,
                     Poll::Ready(Err(_)) => return Poll::Ready(Ok(running.on_lost(attached))),
+                    Poll::Pending => {}
+                }
+            }
+            // Written out when the server pauses, and not for answers of our own alone: those go
+            // with the server's, in one write.
+            let is_due = !is_progress || self.output.len() >= WRITE_BYTES;
+            if running.has_news && is_due {
+                match self.stream.poll_drain(cx, &mut self.output) {
+                    Poll::Ready(Ok(())) => running.has_news = false,
+                    Poll::Ready(Err(_)) => return Poll::Ready(Err(End::Client)),
                     Poll::Pending => {}
                 }
             }
