@@ -404,10 +404,14 @@ impl ServerConn {
 
     /// Only what [`Self::reset`] clears stands between it and [`Self::is_clean`].
     pub fn is_resettable(&self) -> bool {
+        self.is_settled() && self.pipeline.status() == TxnStatus::Idle
+    }
+
+    /// Nothing is owed, half-read or half-written, in whatever transaction.
+    pub fn is_settled(&self) -> bool {
         !self.is_broken
             && self.pipeline.is_empty()
             && !self.pipeline.is_unsynced()
-            && self.pipeline.status() == TxnStatus::Idle
             && self.passing == 0
             && self.input.is_empty()
             && self.output.is_empty()

@@ -56,6 +56,8 @@ pub(super) struct Run {
     pub effects: VecDeque<Confirmed>,
     /// A statement of its own in a block that no server holds yet.
     pub is_aside: bool,
+    /// pgward ends the batch on the server, and the client has yet to send its Sync.
+    pub is_own_batch: bool,
 }
 
 /// What a statement does to the session once the server has confirmed it.
@@ -63,8 +65,8 @@ pub(super) struct Run {
 pub(super) enum Confirmed {
     /// Nothing.
     Nothing,
-    /// Settings, `None` for the default; session scope only.
-    Set(Vec<(String, Option<String>)>),
+    /// Settings, `None` for the default; of the session, or of the transaction only.
+    Set { settings: Vec<(String, Option<String>)>, is_local: bool },
     /// RESET ALL.
     ResetAll,
     /// Transaction control.
@@ -84,6 +86,7 @@ impl Run {
             is_opaque: false,
             effects: VecDeque::new(),
             is_aside: false,
+            is_own_batch: false,
         }
     }
 
@@ -106,25 +109,19 @@ impl Run {
         Ok(())
     }
 
-    /// An Execute of the extended protocol: exactly one effect, `Nothing` included.
-    pub fn add_execute(
+    /// What a Bind's statement will do when it is executed: exactly one effect, `Nothing` included.
+    pub fn effect_of(
         &mut self,
         session: &Session,
         analysis: &Analysis,
         values: &dyn Values,
-    ) -> Result<(), ErrorReply> {
+    ) -> Result<Confirmed, ErrorReply> {
         let mut effect = Confirmed::Nothing;
         for statement in &analysis.statements {
             self.is_write |= matches!(statement.access, Access::Write(_));
             effect = self.confirmed(session, &statement.effect, values)?;
         }
-        self.effects.push_back(effect);
-        Ok(())
-    }
-
-    /// An Execute of a portal that is known to the server only.
-    pub fn add_nothing(&mut self) {
-        self.effects.push_back(Confirmed::Nothing);
+        Ok(effect)
     }
 
     /// Effects are followed only if there are any.
@@ -146,18 +143,23 @@ impl Run {
                 for setting in settings {
                     let value = session.setting_value(setting, values)?;
                     if matches!(setting.value, crate::sql::SettingValue::Computed) {
+                        if params::is_of_names(&setting.name) {
+                            return Err(refusals::computed_setting(&setting.name));
+                        }
                         self.is_opaque = true;
-                    } else if !setting.is_local {
+                    } else {
                         changes.push((setting.name.clone(), value));
                     }
                 }
-                Confirmed::Set(changes)
+                // All settings of a statement have one scope.
+                let is_local = settings.iter().any(|setting| setting.is_local);
+                Confirmed::Set { settings: changes, is_local }
             }
             Effect::Reset(name) => {
                 // The server goes to its own default, the session to its startup value: the two
                 // may differ, so the server is not handed on as it is.
                 self.is_opaque |= session.ledger.settings().contains_key(name);
-                Confirmed::Set(vec![(name.clone(), None)])
+                Confirmed::Set { settings: vec![(name.clone(), None)], is_local: false }
             }
             Effect::ResetAll => {
                 self.is_opaque = true;
@@ -165,10 +167,8 @@ impl Run {
             }
             Effect::Transaction(control) => {
                 self.may_commit |= matches!(control, Transaction::Commit { .. });
-                self.may_end |= matches!(
-                    control,
-                    Transaction::Commit { .. } | Transaction::Rollback { .. }
-                );
+                self.may_end |=
+                    matches!(control, Transaction::Commit { .. } | Transaction::Rollback { .. });
                 Confirmed::Control(control.clone())
             }
             Effect::Ddl => Confirmed::Ddl,
@@ -332,6 +332,15 @@ impl Session {
             [only] if self.is_local(only, is_attached) => {
                 return Ok(Look::Local(only.clone(), sql.to_owned()));
             }
+            many if many.len() > 1
+                && many.iter().any(|s| params::changes_names(&s.effect))
+                && !self.is_unguarded() =>
+            {
+                return Err(plain(refusals::unsupported(
+                    "search_path or role set together with other statements in one query string",
+                    "Send it as a query string of its own.",
+                )));
+            }
             many if many.iter().any(|s| sets_hospital(&s.effect)) => {
                 return Err(plain(refusals::unsupported(
                     "SET pgward.hospital_id together with other statements in one query string",
@@ -356,6 +365,12 @@ impl Session {
             run.may_end = true;
         }
         Ok(Look::Run(run))
+    }
+
+    /// Nothing is guarded: one shard, and an application that is trusted.
+    pub(super) fn is_unguarded(&self) -> bool {
+        self.services.config.load().guard.mode == crate::route::GuardMode::Route
+            && self.services.map.peek().shards().len() == 1
     }
 
     /// In a failed block only its end is accepted.
@@ -610,11 +625,14 @@ impl Session {
         let server = &mut *attached.checkout.server;
         server.is_opaque |= run.is_opaque;
         server.begin_request(may_rerun);
-        if !run.is_aside
-            && let Block::Pending(pending) = &self.block
-        {
-            send_pending(server, pending);
-            self.block = Block::Server(pending.modes());
+        if let Block::Pending(pending) = &self.block {
+            if !run.is_aside {
+                send_pending(server, pending);
+                self.block = Block::Server(pending.modes());
+            } else if pending.has_settings() {
+                // A transaction of its own with the block's settings; `settle` rolls it back.
+                send_pending(server, pending);
+            }
         }
         may_rerun
     }
@@ -753,6 +771,13 @@ impl Session {
                     self.services.metrics.on_error(attached.checkout.shard.0, role, error.code());
                     running.has_failed = true;
                     attached.has_failed = true;
+                    let is_stale =
+                        error.code() == "0A000" && error.routine == "RevalidateCachedQuery";
+                    if is_stale || error.code() == "26000" {
+                        // DDL changed what a statement answers, or it is gone: the reset forgets
+                        // them all.
+                        server.is_opaque = true;
+                    }
                     if error.is_fatal {
                         running.last_words = Some(error.code().to_owned());
                         return Err(server::Error::Closed);
@@ -843,18 +868,25 @@ impl Session {
         }
         match running.ready {
             // A batch before its Sync.
-            None => self.attached = Some(attached),
+            None => {
+                self.attached = Some(attached);
+                if running.has_changed {
+                    self.renew_names();
+                }
+            }
             Some(TxnStatus::Idle) => {
                 if has_failed {
                     self.ledger.rollback();
-                } else if self.ledger.is_changed() && !run.is_aside {
+                } else if self.ledger.is_changed() && !run.is_aside && !run.is_own_batch {
                     self.ledger.commit();
                 }
                 if run.is_aside {
                     if has_failed {
                         self.block.fail();
                     }
-                    self.patch_status();
+                    if !run.is_own_batch {
+                        self.patch_status();
+                    }
                 } else if has_failed && !run.may_end && matches!(self.block, Block::Server(_)) {
                     // BEGIN failed, behind the client's back: it believes in a block, and what
                     // comes next must not run, and commit, by itself.
@@ -868,6 +900,12 @@ impl Session {
                 }
                 if attached.is_write && attached.checkout.role == Role::Primary {
                     self.note_write(attached.bound.hospital);
+                }
+                self.release(attached);
+            }
+            Some(status) if run.is_aside => {
+                if status == TxnStatus::Failed {
+                    self.block.fail();
                 }
                 self.release(attached);
             }
@@ -913,7 +951,9 @@ impl Session {
         if hold.is_none() && server.is_clean() {
             return;
         }
-        if !server.is_resettable() {
+        // Only what stood beside a block leaves a transaction.
+        let is_open = server.pipeline().status() != TxnStatus::Idle;
+        if !server.is_resettable() && !(is_open && server.is_settled()) {
             metrics.on_discard();
             return;
         }
@@ -922,6 +962,9 @@ impl Session {
                 hold.cancels_done().await;
             }
             let server = &mut *attached.checkout.server;
+            if is_open {
+                drop(tokio::time::timeout(CANCEL_TIMEOUT, server.run("ROLLBACK")).await);
+            }
             if !server.is_clean() {
                 // A reset that fails leaves it unclean, and so it is closed.
                 drop(tokio::time::timeout(CANCEL_TIMEOUT, server.reset()).await);
@@ -1054,9 +1097,10 @@ fn apply(
 ) -> bool {
     match effect {
         Confirmed::Nothing => {}
-        Confirmed::Set(changes) => {
-            for (name, value) in changes {
+        Confirmed::Set { settings, is_local } => {
+            for (name, value) in settings {
                 match value {
+                    value if is_local => ledger.set_local(&name, value),
                     Some(value) => ledger.set(&name, &value),
                     None => ledger.reset(&name),
                 }

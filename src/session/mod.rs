@@ -118,8 +118,8 @@ pub(crate) struct Attached {
     map: Arc<ShardMap>,
     /// Something in it may have written.
     is_write: bool,
-    /// Portals of this transaction that have a name, and their statements.
-    portals: Vec<(Box<[u8]>, Arc<statements::Statement>)>,
+    /// Portals of this transaction.
+    portals: Vec<batch::Portal>,
     /// When it was borrowed.
     since: std::time::Instant,
     /// What the statements under way do to the session, in the order of their replies.
@@ -222,6 +222,16 @@ impl Session {
                         break;
                     }
                 }
+                frontend::tag::FUNCTION_CALL => {
+                    self.input.advance(total);
+                    if !self.is_skipping {
+                        self.refuse(refusals::unsupported(
+                            "the function call message",
+                            "Call the function in a SELECT.",
+                        ));
+                        self.finish_refusal().await?;
+                    }
+                }
                 _ => return Err(End::Fatal(violation(&wire::Error::UnknownTag { tag }))),
             }
         }
@@ -307,10 +317,9 @@ impl Session {
 
     /// The ledger's search_path or role may have changed: names mean something else from now on.
     fn renew_names(&mut self) {
-        let settings = self.ledger.settings();
-        let path = settings.get("search_path").map_or(&*self.default_path, String::as_str);
-        let role = match settings.get("role").map(String::as_str) {
-            None | Some("none") => settings.get("session_authorization").map(String::as_str),
+        let path = self.ledger.of_names("search_path").unwrap_or(&self.default_path);
+        let role = match self.ledger.of_names("role") {
+            None | Some("none") => self.ledger.of_names("session_authorization"),
             role => role,
         };
         let role = role.unwrap_or(&self.user.server.user);

@@ -3,16 +3,33 @@
 //! Owns the settings that a server must have before it runs this session's next request, and the
 //! session's hospital. Every change is logged until its transaction ends, so that ROLLBACK and
 //! ROLLBACK TO take it back. Settings that a server holds for one transaction only (SET LOCAL)
-//! are the server's business; only `pgward.hospital_id` is kept here in both scopes. Pure.
+//! are the server's business; kept here in both scopes are only `pgward.hospital_id` and what
+//! decides the meaning of names. Pure.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::server::SettingsMap;
 use crate::shard_map::HospitalId;
+use crate::sql::Effect;
 
 /// Name of the setting that binds a session to a hospital.
 pub const HOSPITAL: &str = "pgward.hospital_id";
+
+/// Does this setting decide what names in a statement mean?
+pub fn is_of_names(name: &str) -> bool {
+    matches!(name, "search_path" | "role" | "session_authorization")
+}
+
+/// Do names mean something else behind a statement with this effect?
+pub fn changes_names(effect: &Effect) -> bool {
+    match effect {
+        Effect::Set(settings) => settings.iter().any(|setting| is_of_names(&setting.name)),
+        Effect::Reset(name) => is_of_names(name),
+        Effect::ResetAll | Effect::Discard(_) => true,
+        _ => false,
+    }
+}
 
 /// A session's settings.
 #[derive(Debug, Clone, Default)]
@@ -22,12 +39,15 @@ pub struct Ledger {
     startup_hospital: Option<HospitalId>,
     hospital: Option<HospitalId>,
     local_hospital: Option<Option<HospitalId>>,
+    /// What SET LOCAL says of names; `None`: the server's default.
+    local_names: Arc<BTreeMap<String, Option<String>>>,
     log: Vec<Undo>,
 }
 
 #[derive(Debug, Clone)]
 enum Undo {
     Settings(Arc<SettingsMap>),
+    LocalNames(Arc<BTreeMap<String, Option<String>>>),
     Hospital { session: Option<HospitalId>, local: Option<Option<HospitalId>> },
     Savepoint(String),
 }
@@ -58,6 +78,19 @@ impl Ledger {
         &self.current
     }
 
+    /// A setting that [`is_of_names`], as it holds for the next statement; `None`: the default.
+    pub fn of_names(&self, name: &str) -> Option<&str> {
+        match self.local_names.get(name) {
+            Some(value) => value.as_deref(),
+            None => self.current.get(name).map(String::as_str),
+        }
+    }
+
+    /// The value of the start.
+    pub fn startup(&self) -> &SettingsMap {
+        &self.startup
+    }
+
     /// The session's hospital now.
     pub fn hospital(&self) -> Option<HospitalId> {
         self.local_hospital.unwrap_or(self.hospital)
@@ -65,6 +98,7 @@ impl Ledger {
 
     /// SET, or set_config(.., false); lower-case name.
     pub fn set(&mut self, name: &str, value: &str) {
+        self.forget_local(name);
         if self.current.get(name).is_some_and(|old| old == value) {
             return;
         }
@@ -73,8 +107,24 @@ impl Ledger {
         });
     }
 
+    /// SET LOCAL, where it matters here.
+    pub fn set_local(&mut self, name: &str, value: Option<String>) {
+        if is_of_names(name) {
+            self.log.push(Undo::LocalNames(self.local_names.clone()));
+            Arc::make_mut(&mut self.local_names).insert(name.to_owned(), value);
+        }
+    }
+
+    fn forget_local(&mut self, name: &str) {
+        if self.local_names.contains_key(name) {
+            self.log.push(Undo::LocalNames(self.local_names.clone()));
+            Arc::make_mut(&mut self.local_names).remove(name);
+        }
+    }
+
     /// RESET: back to the value of the start.
     pub fn reset(&mut self, name: &str) {
+        self.forget_local(name);
         let startup = self.startup.get(name).cloned();
         self.change(|settings| match startup {
             Some(value) => {
@@ -88,6 +138,7 @@ impl Ledger {
 
     /// RESET ALL: all but what belongs to the role, as Postgres does.
     pub fn reset_all(&mut self) {
+        self.forget_local("search_path");
         let startup = self.startup.clone();
         self.change(|settings| {
             let kept: BTreeMap<_, _> = settings
@@ -156,12 +207,14 @@ impl Ledger {
     pub fn commit(&mut self) {
         self.log.clear();
         self.local_hospital = None;
+        self.local_names = Arc::default();
     }
 
     /// The transaction was rolled back.
     pub fn rollback(&mut self) {
         self.undo_down_to(0);
         self.local_hospital = None;
+        self.local_names = Arc::default();
     }
 
     /// Something was changed since the transaction began.
@@ -173,6 +226,7 @@ impl Ledger {
         while self.log.len() > keep {
             match self.log.pop() {
                 Some(Undo::Settings(old)) => self.current = old,
+                Some(Undo::LocalNames(old)) => self.local_names = old,
                 Some(Undo::Hospital { session, local }) => {
                     self.hospital = session;
                     self.local_hospital = local;
@@ -191,10 +245,15 @@ pub fn replay(have: &SettingsMap, want: &SettingsMap) -> Option<String> {
         push(&mut sql, &format!("RESET {}", quote_name(name)));
     }
     for (name, value) in want.iter().filter(|(name, value)| have.get(*name) != Some(value)) {
-        let (name, value) = (quote_literal(name), quote_literal(value));
-        push(&mut sql, &format!("SELECT pg_catalog.set_config({name}, {value}, false)"));
+        push(&mut sql, &set_statement(name, value));
     }
     (!sql.is_empty()).then_some(sql)
+}
+
+/// The statement that sets `name` for the session.
+pub fn set_statement(name: &str, value: &str) -> String {
+    let (name, value) = (quote_literal(name), quote_literal(value));
+    format!("SELECT pg_catalog.set_config({name}, {value}, false)")
 }
 
 fn push(sql: &mut String, statement: &str) {
@@ -272,6 +331,24 @@ mod tests {
         assert_eq!(ledger.settings()["a"], "2");
         ledger.rollback_to("s");
         assert!(!ledger.settings().contains_key("a"));
+    }
+
+    #[test]
+    fn a_local_search_path_counts_until_its_end() {
+        let mut ledger = ledger();
+        ledger.set("search_path", "a");
+        ledger.commit();
+        ledger.savepoint("s");
+        ledger.set_local("search_path", Some("b".into()));
+        assert_eq!(ledger.of_names("search_path"), Some("b"));
+        ledger.rollback_to("s");
+        assert_eq!(ledger.of_names("search_path"), Some("a"));
+        ledger.set_local("search_path", None);
+        assert_eq!(ledger.of_names("search_path"), None);
+        ledger.set("search_path", "c");
+        assert_eq!(ledger.of_names("search_path"), Some("c"));
+        ledger.rollback();
+        assert_eq!(ledger.of_names("search_path"), Some("a"));
     }
 
     #[test]
