@@ -191,7 +191,8 @@ impl Sandbox {
         if let Some(Account { uid, gid }) = account {
             chown(&directory, Some(uid), Some(gid)).map_err(io_error("temporary directory"))?;
         }
-        let mut shell = command(account, &directory, "sh");
+        // As ourselves: there may be files of ours in it, beside the servers'.
+        let mut shell = command(None, Path::new("/"), "sh");
         shell.args(["-c", KEEP_DIRECTORY, "pgward-directory"]).arg(&directory);
         let removal = Kept::start(&mut shell)?;
         let sandbox = Self(Arc::new(Root { bin, account, directory, _removal: removal }));

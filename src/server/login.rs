@@ -22,8 +22,6 @@ use crate::wire::{self, HEADER_BYTES, TxnStatus, frontend, sqlstate, startup};
 const MESSAGE_BYTES_MAX: usize = 64 << 10;
 /// Most bytes of a server before it is ready: endless notices would else keep us busy.
 const LOGIN_BYTES_MAX: usize = 256 << 10;
-/// What the server sees as the client, until a client's own name is set on it.
-
 /// Where to connect and as whom.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Target {
@@ -40,14 +38,19 @@ pub struct Target {
 }
 
 impl Target {
-    /// A target without settings: what a client sees on its server is what it would see directly.
+    /// A target with the settings that pgward needs and no others: what a client sees on its server
+    /// is else what it would see directly.
     pub fn new(address: Address, database: String, credentials: &ServerCredentials) -> Self {
         Self {
             address,
             database,
             user: credentials.user.clone(),
             secret: credentials.secret.clone(),
-            settings: Vec::new(),
+            // Whatever the role's or the database's defaults are: texts are read as UTF-8 with
+            // standard strings, so servers must read them so too.
+            settings: [("client_encoding", "UTF8"), ("standard_conforming_strings", "on")]
+                .map(|(name, value)| (name.to_owned(), value.to_owned()))
+                .to_vec(),
         }
     }
 }

@@ -195,7 +195,9 @@ impl Session {
                 let value = self.setting_value(setting, values)?;
                 self.block.queue(text)?;
                 match value {
-                    value if setting.is_local => self.ledger.set_local(&setting.name, value),
+                    value if setting.is_local => {
+                        self.ledger.set_local(&setting.name, value.as_deref());
+                    }
                     Some(value) => self.ledger.set(&setting.name, &value),
                     None => self.ledger.reset(&setting.name),
                 }
@@ -227,7 +229,7 @@ impl Session {
             && !setting.from_function
             && matches!(self.block, super::Block::None)
             && self.attached.is_none())
-        .then(|| refusals::transaction_required("SET LOCAL"));
+        .then(|| refusals::no_transaction_for("SET LOCAL"));
         self.settle_implicit();
         Ok(if setting.from_function {
             Local { row: Some(("set_config".into(), shown)), ..Local::tag("SELECT 1") }

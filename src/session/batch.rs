@@ -95,6 +95,10 @@ struct Batch {
 }
 
 impl Batch {
+    fn new(snapshot: Arc<Snapshot>, end: usize) -> Self {
+        Self { snapshot, end, ..Self::default() }
+    }
+
     /// It rolls a block back: it needs no word of the loss of what it rolls back.
     fn is_rollback(&self) -> bool {
         self.steps.iter().any(|step| match &step.kind {
@@ -171,38 +175,30 @@ impl Session {
         }
         let Some(end) = self.batch_end(limit)? else { return Ok(false) };
         let loss = self.loss.take();
-        let mut looked = self.look_at_batch(end);
-        if let Err((Trouble::Unknown(_), batch)) = &mut looked
+        let mut batch = Batch::new(self.services.catalog.current(), end);
+        let mut looked = self.look_at_batch(&mut batch);
+        if let Err(Trouble::Unknown(_)) = &looked
             && self.refresh_catalog().await
         {
-            self.take_back_names(std::mem::take(&mut batch.named), 0);
-            looked = self.look_at_batch(end);
+            self.take_back_names(batch.named, 0);
+            batch = Batch::new(self.services.catalog.current(), end);
+            looked = self.look_at_batch(&mut batch);
         }
         if let Some(loss) = loss
-            && !looked.as_ref().is_ok_and(Batch::is_rollback)
+            && !(looked.is_ok() && batch.is_rollback())
         {
-            let batch = looked.unwrap_or_else(|(_, batch)| batch);
             self.refuse_batch(batch, *loss).await?;
             return Ok(true);
         }
         let mut run = Run::new(Route::Any { role: Role::Replica });
-        match looked {
-            Ok(mut batch) => {
-                match self.complete_run(&mut batch, &mut run) {
-                    Ok(()) => self.run_batch(batch, run).await?,
-                    Err(Trouble::End(end)) => return Err(end),
-                    Err(Trouble::Refused(refusal) | Trouble::Unknown(refusal)) => {
-                        self.refuse_batch(batch, refusal).await?;
-                    }
-                }
-                Ok(true)
-            }
-            Err((Trouble::End(end), _)) => Err(end),
-            Err((Trouble::Refused(refusal) | Trouble::Unknown(refusal), batch)) => {
+        match looked.and_then(|()| self.complete_run(&mut batch, &mut run)) {
+            Ok(()) => self.run_batch(batch, run).await?,
+            Err(Trouble::End(end)) => return Err(end),
+            Err(Trouble::Refused(refusal) | Trouble::Unknown(refusal)) => {
                 self.refuse_batch(batch, refusal).await?;
-                Ok(true)
             }
         }
+        Ok(true)
     }
 
     /// Where the gathered batch ends: behind a Sync or Flush, before a message of another kind,
@@ -295,24 +291,21 @@ impl Session {
         self.take_back_names(std::mem::take(&mut attached.named), confirmed);
     }
 
-    fn look_at_batch(&mut self, end: usize) -> Result<Batch, (Trouble, Batch)> {
-        let snapshot = self.services.catalog.current();
-        let is_under_way = |attached: &Box<Attached>| attached.effects.iter().any(changes_names);
-        let changes_names = self.attached.as_ref().is_some_and(is_under_way);
-        let mut batch = Batch { snapshot, end, changes_names, ..Batch::default() };
+    fn look_at_batch(&mut self, batch: &mut Batch) -> Result<(), Trouble> {
+        batch.changes_names = self
+            .attached
+            .as_ref()
+            .is_some_and(|attached| attached.effects.iter().any(changes_names));
         let mut at = 0;
-        while at < end {
-            let header = match wire::header(&self.input.as_slice()[at..], usize::MAX) {
-                Ok(Some(header)) => header,
-                _ => break,
+        while at < batch.end {
+            let Ok(Some(header)) = wire::header(&self.input.as_slice()[at..], usize::MAX) else {
+                break;
             };
             let frame = at..at + header.total;
             at = frame.end;
-            if let Err(trouble) = self.look_at_message(&mut batch, header.tag, frame) {
-                return Err((trouble, batch));
-            }
+            self.look_at_message(batch, header.tag, frame)?;
         }
-        Ok(batch)
+        Ok(())
     }
 
     fn look_at_message(
@@ -885,9 +878,7 @@ impl Session {
 /// An effect under way after which names mean something else.
 fn changes_names(effect: &Confirmed) -> bool {
     match effect {
-        Confirmed::Set { settings, .. } => {
-            settings.iter().any(|(name, _)| params::is_of_names(name))
-        }
+        Confirmed::Set(changes) => changes.iter().any(|change| params::is_of_names(&change.name)),
         Confirmed::ResetAll => true,
         _ => false,
     }

@@ -65,14 +65,22 @@ pub(super) struct Run {
 pub(super) enum Confirmed {
     /// Nothing.
     Nothing,
-    /// Settings, `None` for the default; of the session, or of the transaction only.
-    Set { settings: Vec<(String, Option<String>)>, is_local: bool },
+    /// Settings, `None` for the default.
+    Set(Vec<Change>),
     /// RESET ALL.
     ResetAll,
     /// Transaction control.
     Control(Transaction),
     /// The catalog must be read again.
     Ddl,
+}
+
+/// One setting that a statement gives.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Change {
+    pub name: String,
+    value: Option<String>,
+    is_local: bool,
 }
 
 impl Run {
@@ -101,6 +109,8 @@ impl Run {
             analysis.statements.iter().any(|statement| statement.effect != Effect::None);
         for statement in &analysis.statements {
             self.is_write |= matches!(statement.access, Access::Write(_));
+            // Routed all the same, where nothing is guarded: what it did to settings is unknown.
+            self.is_opaque |= !statement.problems.is_empty();
             if has_effects {
                 let effect = self.confirmed(session, &statement.effect, values)?;
                 self.effects.push_back(effect);
@@ -119,6 +129,7 @@ impl Run {
         let mut effect = Confirmed::Nothing;
         for statement in &analysis.statements {
             self.is_write |= matches!(statement.access, Access::Write(_));
+            self.is_opaque |= !statement.problems.is_empty();
             effect = self.confirmed(session, &statement.effect, values)?;
         }
         Ok(effect)
@@ -143,23 +154,23 @@ impl Run {
                 for setting in settings {
                     let value = session.setting_value(setting, values)?;
                     if matches!(setting.value, crate::sql::SettingValue::Computed) {
-                        if params::is_of_names(&setting.name) {
+                        if decides_meaning(&setting.name) {
                             return Err(refusals::computed_setting(&setting.name));
                         }
                         self.is_opaque = true;
-                    } else {
-                        changes.push((setting.name.clone(), value));
+                        continue;
                     }
+                    let (name, is_local) = (setting.name.clone(), setting.is_local);
+                    changes.push(Change { name, value, is_local });
                 }
-                // All settings of a statement have one scope.
-                let is_local = settings.iter().any(|setting| setting.is_local);
-                Confirmed::Set { settings: changes, is_local }
+                Confirmed::Set(changes)
             }
             Effect::Reset(name) => {
                 // The server goes to its own default, the session to its startup value: the two
                 // may differ, so the server is not handed on as it is.
                 self.is_opaque |= session.ledger.settings().contains_key(name);
-                Confirmed::Set { settings: vec![(name.clone(), None)], is_local: false }
+                let change = Change { name: name.clone(), value: None, is_local: false };
+                Confirmed::Set(vec![change])
             }
             Effect::ResetAll => {
                 self.is_opaque = true;
@@ -587,10 +598,20 @@ impl Session {
     async fn bring_settings(&mut self, attached: &mut Attached) -> Result<(), Unattached> {
         let server = &mut *attached.checkout.server;
         let want = self.ledger.committed();
-        if Arc::ptr_eq(&server.settings, want) {
+        let is_default_path = server.default_path == self.default_path;
+        if Arc::ptr_eq(&server.settings, want) && is_default_path {
             return Ok(());
         }
-        if let Some(sql) = params::replay(&server.settings, want) {
+        let mut sql = params::replay(&server.settings, want);
+        if !is_default_path && !want.contains_key("search_path") {
+            // The role's own search_path was changed since this session learnt it: names would
+            // mean on this server what they were not analysed for.
+            server.is_opaque = true;
+            let path = params::quote_literal(&self.default_path);
+            let set = format!("SELECT pg_catalog.set_config('search_path', {path}, false)");
+            sql = Some(sql.map_or(set.clone(), |sql| format!("{sql}; {set}")));
+        }
+        if let Some(sql) = sql {
             match server.run(&sql).await {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => {
@@ -698,10 +719,9 @@ impl Session {
                 Poll::Ready(Err(_)) | Poll::Pending => false,
             };
             server.synthesize_into(&mut self.output);
-            if self.output.len() < OUTPUT_BYTES_MAX {
-                if self.take_replies(attached, running).is_err() {
-                    return Poll::Ready(Ok(running.on_lost(attached)));
-                }
+            if self.output.len() < OUTPUT_BYTES_MAX && self.take_replies(attached, running).is_err()
+            {
+                return Poll::Ready(Ok(running.on_lost(attached)));
             }
             if running.wants_rerun && running.ready.is_some() {
                 return Poll::Ready(Ok(Relayed::Rerun));
@@ -951,9 +971,9 @@ impl Session {
         if hold.is_none() && server.is_clean() {
             return;
         }
-        // Only what stood beside a block leaves a transaction.
+        // Only what stood beside a block leaves a transaction. All else that is not settled is closed.
         let is_open = server.pipeline().status() != TxnStatus::Idle;
-        if !server.is_resettable() && !(is_open && server.is_settled()) {
+        if !server.is_settled() {
             metrics.on_discard();
             return;
         }
@@ -1097,10 +1117,10 @@ fn apply(
 ) -> bool {
     match effect {
         Confirmed::Nothing => {}
-        Confirmed::Set { settings, is_local } => {
-            for (name, value) in settings {
+        Confirmed::Set(changes) => {
+            for Change { name, value, is_local } in changes {
                 match value {
-                    value if is_local => ledger.set_local(&name, value),
+                    value if is_local => ledger.set_local(&name, value.as_deref()),
                     Some(value) => ledger.set(&name, &value),
                     None => ledger.reset(&name),
                 }
@@ -1165,6 +1185,18 @@ pub(super) async fn abandon(attached: &Attached, client: &Arc<Client>) {
     if let Some(hold) = client.on_detach() {
         hold.cancels_done().await;
     }
+}
+
+/// Settings that decide what a text means: pgward must know their values.
+fn decides_meaning(name: &str) -> bool {
+    matches!(
+        name,
+        "search_path"
+            | "role"
+            | "session_authorization"
+            | "client_encoding"
+            | "standard_conforming_strings"
+    )
 }
 
 fn pin_name(pin: crate::sql::Pin) -> &'static str {

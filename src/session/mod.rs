@@ -317,9 +317,9 @@ impl Session {
 
     /// The ledger's search_path or role may have changed: names mean something else from now on.
     fn renew_names(&mut self) {
-        let path = self.ledger.of_names("search_path").unwrap_or(&self.default_path);
-        let role = match self.ledger.of_names("role") {
-            None | Some("none") => self.ledger.of_names("session_authorization"),
+        let path = self.ledger.value("search_path").unwrap_or(&self.default_path);
+        let role = match self.ledger.value("role") {
+            None | Some("none") => self.ledger.value("session_authorization"),
             role => role,
         };
         let role = role.unwrap_or(&self.user.server.user);

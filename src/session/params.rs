@@ -39,15 +39,15 @@ pub struct Ledger {
     startup_hospital: Option<HospitalId>,
     hospital: Option<HospitalId>,
     local_hospital: Option<Option<HospitalId>>,
-    /// What SET LOCAL says of names; `None`: the server's default.
-    local_names: Arc<BTreeMap<String, Option<String>>>,
+    /// SET LOCAL of names; `None`: the server's default, whatever the session has.
+    local: Arc<BTreeMap<String, Option<String>>>,
     log: Vec<Undo>,
 }
 
 #[derive(Debug, Clone)]
 enum Undo {
     Settings(Arc<SettingsMap>),
-    LocalNames(Arc<BTreeMap<String, Option<String>>>),
+    Local(Arc<BTreeMap<String, Option<String>>>),
     Hospital { session: Option<HospitalId>, local: Option<Option<HospitalId>> },
     Savepoint(String),
 }
@@ -79,8 +79,8 @@ impl Ledger {
     }
 
     /// A setting that [`is_of_names`], as it holds for the next statement; `None`: the default.
-    pub fn of_names(&self, name: &str) -> Option<&str> {
-        match self.local_names.get(name) {
+    pub fn value(&self, name: &str) -> Option<&str> {
+        match self.local.get(name) {
             Some(value) => value.as_deref(),
             None => self.current.get(name).map(String::as_str),
         }
@@ -98,7 +98,7 @@ impl Ledger {
 
     /// SET, or set_config(.., false); lower-case name.
     pub fn set(&mut self, name: &str, value: &str) {
-        self.forget_local(name);
+        self.end_local(name);
         if self.current.get(name).is_some_and(|old| old == value) {
             return;
         }
@@ -107,24 +107,18 @@ impl Ledger {
         });
     }
 
-    /// SET LOCAL, where it matters here.
-    pub fn set_local(&mut self, name: &str, value: Option<String>) {
+    /// SET LOCAL, or set_config(.., true): until the transaction ends.
+    pub fn set_local(&mut self, name: &str, value: Option<&str>) {
         if is_of_names(name) {
-            self.log.push(Undo::LocalNames(self.local_names.clone()));
-            Arc::make_mut(&mut self.local_names).insert(name.to_owned(), value);
-        }
-    }
-
-    fn forget_local(&mut self, name: &str) {
-        if self.local_names.contains_key(name) {
-            self.log.push(Undo::LocalNames(self.local_names.clone()));
-            Arc::make_mut(&mut self.local_names).remove(name);
+            self.log.push(Undo::Local(self.local.clone()));
+            let local = Arc::make_mut(&mut self.local);
+            local.insert(name.to_owned(), value.map(str::to_owned));
         }
     }
 
     /// RESET: back to the value of the start.
     pub fn reset(&mut self, name: &str) {
-        self.forget_local(name);
+        self.end_local(name);
         let startup = self.startup.get(name).cloned();
         self.change(|settings| match startup {
             Some(value) => {
@@ -138,7 +132,7 @@ impl Ledger {
 
     /// RESET ALL: all but what belongs to the role, as Postgres does.
     pub fn reset_all(&mut self) {
-        self.forget_local("search_path");
+        self.end_local("search_path");
         let startup = self.startup.clone();
         self.change(|settings| {
             let kept: BTreeMap<_, _> = settings
@@ -175,6 +169,14 @@ impl Ledger {
         self.set_hospital(self.startup_hospital, is_local);
     }
 
+    /// A SET of the session takes the place of a SET LOCAL before it.
+    fn end_local(&mut self, name: &str) {
+        if self.local.contains_key(name) {
+            self.log.push(Undo::Local(self.local.clone()));
+            Arc::make_mut(&mut self.local).remove(name);
+        }
+    }
+
     fn change(&mut self, edit: impl FnOnce(&mut SettingsMap)) {
         self.log.push(Undo::Settings(self.current.clone()));
         edit(Arc::make_mut(&mut self.current));
@@ -207,14 +209,16 @@ impl Ledger {
     pub fn commit(&mut self) {
         self.log.clear();
         self.local_hospital = None;
-        self.local_names = Arc::default();
+        if !self.local.is_empty() {
+            self.local = Arc::default();
+        }
     }
 
     /// The transaction was rolled back.
     pub fn rollback(&mut self) {
         self.undo_down_to(0);
         self.local_hospital = None;
-        self.local_names = Arc::default();
+        self.local = Arc::default();
     }
 
     /// Something was changed since the transaction began.
@@ -226,7 +230,7 @@ impl Ledger {
         while self.log.len() > keep {
             match self.log.pop() {
                 Some(Undo::Settings(old)) => self.current = old,
-                Some(Undo::LocalNames(old)) => self.local_names = old,
+                Some(Undo::Local(old)) => self.local = old,
                 Some(Undo::Hospital { session, local }) => {
                     self.hospital = session;
                     self.local_hospital = local;
@@ -339,16 +343,16 @@ mod tests {
         ledger.set("search_path", "a");
         ledger.commit();
         ledger.savepoint("s");
-        ledger.set_local("search_path", Some("b".into()));
-        assert_eq!(ledger.of_names("search_path"), Some("b"));
+        ledger.set_local("search_path", Some("b"));
+        assert_eq!(ledger.value("search_path"), Some("b"));
         ledger.rollback_to("s");
-        assert_eq!(ledger.of_names("search_path"), Some("a"));
+        assert_eq!(ledger.value("search_path"), Some("a"));
         ledger.set_local("search_path", None);
-        assert_eq!(ledger.of_names("search_path"), None);
+        assert_eq!(ledger.value("search_path"), None);
         ledger.set("search_path", "c");
-        assert_eq!(ledger.of_names("search_path"), Some("c"));
+        assert_eq!(ledger.value("search_path"), Some("c"));
         ledger.rollback();
-        assert_eq!(ledger.of_names("search_path"), Some("a"));
+        assert_eq!(ledger.value("search_path"), Some("a"));
     }
 
     #[test]
@@ -367,6 +371,23 @@ mod tests {
         assert_eq!(ledger.hospital(), None);
         ledger.reset_hospital(false);
         assert_eq!(ledger.hospital(), id(1));
+    }
+
+    #[test]
+    fn set_local_counts_until_its_transaction_or_savepoint_ends() {
+        let mut ledger = ledger();
+        ledger.savepoint("s");
+        ledger.set_local("search_path", Some("other"));
+        assert_eq!(ledger.value("search_path"), Some("other"));
+        assert!(!ledger.settings().contains_key("search_path"), "no other server needs it");
+        ledger.rollback_to("s");
+        assert_eq!(ledger.value("search_path"), None);
+        ledger.set_local("search_path", Some("other"));
+        ledger.set("search_path", "mine");
+        assert_eq!(ledger.value("search_path"), Some("mine"));
+        ledger.set_local("search_path", Some("other"));
+        ledger.commit();
+        assert_eq!(ledger.value("search_path"), Some("mine"));
     }
 
     #[test]

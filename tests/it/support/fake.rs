@@ -229,7 +229,7 @@ impl Connection {
             while self.held.is_none() && !self.must_close {
                 let Ok(Some((tag, body))) = wire::peek(&input[at..], 1 << 30) else { break };
                 at += body.len() + wire::HEADER_BYTES;
-                self.on_message(tag, &body.to_vec());
+                self.on_message(tag, body);
             }
             input.drain(..at);
             self.flush(&mut stream).await;

@@ -117,7 +117,7 @@ impl Ward {
     /// Runs the real psql as `app`, with further arguments.
     pub fn psql(&self, args: &[&str]) -> Output {
         self.libpq(&self.psql)
-            .args(["-X", "-At", "-v", "ON_ERROR_STOP=1"])
+            .args(["-X", "-qAt", "-v", "ON_ERROR_STOP=1"])
             .args(args)
             .output()
             .unwrap()
