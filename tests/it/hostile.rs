@@ -133,7 +133,7 @@ async fn feed(steps: &[Step], bytes: &[u8], cuts: &[usize]) -> (Vec<u8>, Vec<Str
             }
         }
     }
-    let is_waiting = conn.pipeline().len() > 0 || conn.pipeline().is_unsynced();
+    let is_waiting = !conn.pipeline().is_empty() || conn.pipeline().is_unsynced();
     assert!(!(conn.is_clean() && is_waiting));
     (out.as_slice().to_vec(), replies, false)
 }
