@@ -114,13 +114,20 @@ impl Session {
                 Ok(Local::tag("RESET"))
             }
             Effect::Reset(name) => {
-                self.block.queue(&format!("RESET {name}"))?;
+                // The server's default may be another than the value of the session's start.
+                match self.ledger.startup().get(name) {
+                    Some(value) => self.block.queue(&params::set_statement(name, value))?,
+                    None => self.block.queue(&format!("RESET {name}"))?,
+                }
                 self.ledger.reset(name);
                 self.settle_implicit();
                 Ok(Local::tag("RESET"))
             }
             Effect::ResetAll => {
                 self.block.queue("RESET ALL")?;
+                for (name, value) in self.ledger.startup() {
+                    self.block.queue(&params::set_statement(name, value))?;
+                }
                 self.ledger.reset_all();
                 self.settle_implicit();
                 Ok(Local::tag("RESET"))

@@ -13,13 +13,13 @@ use std::sync::atomic::Ordering;
 use bytes::{Bytes, BytesMut};
 
 use super::block::Block;
-use super::exchange::{Relayed, Run, Running, Unattached, Until, send_sync};
+use super::exchange::{Confirmed, Relayed, Run, Running, Unattached, Until, send_sync};
 use super::statements::{Kept, Statement};
 use super::{Attached, End, Session, params, violation};
 use crate::catalog::Snapshot;
 use crate::route::{Bound, Role, Route, Values, refusals};
 use crate::server::{Expect, Message, ServerConn};
-use crate::sql::{Access, Effect, Transaction};
+use crate::sql::{Access, Effect, Isolation, Transaction, TransactionModes};
 use crate::wire::backend::{self, ErrorReply};
 use crate::wire::frontend::{self, Bind, Execute, Kind, Named, Parse, tag};
 use crate::wire::{self, HEADER_BYTES};
@@ -62,6 +62,14 @@ enum StepKind {
 /// No name: it was closed again.
 pub(super) type GivenNames = Vec<(Option<Box<[u8]>>, Option<Arc<Statement>>)>;
 
+/// A portal on the server that is held.
+pub(super) struct Portal {
+    name: Box<[u8]>,
+    statement: Arc<Statement>,
+    /// What its Execute does to the session, with the values of its Bind.
+    effect: Confirmed,
+}
+
 /// A batch, looked at and not yet sent.
 #[derive(Default)]
 struct Batch {
@@ -76,6 +84,14 @@ struct Batch {
     named: GivenNames,
     portal: Option<Arc<Statement>>,
     portals: Vec<(Box<[u8]>, Arc<Statement>)>,
+    /// As `portals`, of those that go to a server; filled in by `complete_run`.
+    bound: Vec<Portal>,
+    /// Portals that it closes and does not bind again.
+    closed: Vec<Box<[u8]>>,
+    /// A member changes the meaning of names, and the server has yet to confirm it.
+    changes_names: bool,
+    /// BEGIN is among its members.
+    begins: Option<TransactionModes>,
     /// The settings before its first statement that was answered here.
     ledger_before: Option<Box<params::Ledger>>,
 }
@@ -177,7 +193,7 @@ impl Session {
             return Ok(true);
         }
         let mut run = Run::new(Route::Any { role: Role::Replica });
-        match looked.and_then(|()| self.complete_run(&batch, &mut run)) {
+        match looked.and_then(|()| self.complete_run(&mut batch, &mut run)) {
             Ok(()) => self.run_batch(batch, run).await?,
             Err(Trouble::End(end)) => return Err(end),
             Err(Trouble::Refused(refusal) | Trouble::Unknown(refusal)) => {
@@ -278,6 +294,10 @@ impl Session {
     }
 
     fn look_at_batch(&mut self, batch: &mut Batch) -> Result<(), Trouble> {
+        batch.changes_names = self
+            .attached
+            .as_ref()
+            .is_some_and(|attached| attached.effects.iter().any(changes_names));
         let mut at = 0;
         while at < batch.end {
             let Ok(Some(header)) = wire::header(&self.input.as_slice()[at..], usize::MAX) else {
@@ -393,10 +413,7 @@ impl Session {
     /// Parse sends text to a server with no hospital known. What is wrong with it whatever the
     /// values are is said at once; the rest is Bind's.
     fn check_parse(&self, batch: &Batch, kept: &Kept) -> Result<(), Trouble> {
-        let config = self.services.config.load();
-        let is_unguarded = config.guard.mode == crate::route::GuardMode::Route
-            && self.services.map.peek().shards().len() == 1;
-        if is_unguarded {
+        if self.is_unguarded() {
             return Ok(());
         }
         let problems = kept.analysis.statements.iter().flat_map(|s| s.problems.first());
@@ -424,6 +441,13 @@ impl Session {
         }
         let kept = self.facts(batch, &statement)?;
         self.check_failed(&kept.analysis)?;
+        if batch.changes_names && !self.is_unguarded() {
+            return Err(refusals::unsupported(
+                "search_path or role set ahead of other statements in one batch",
+                "Send Sync behind it.",
+            )
+            .into());
+        }
         let is_unknown = kept.analysis.statements.iter().any(|s| s.unknown_names);
         let place = self.place(&kept);
         if let Place::Server = place {
@@ -435,6 +459,8 @@ impl Session {
                 Err(refusal) => return Err(refusal.into()),
             }
             batch.needs_server = true;
+            batch.changes_names |=
+                kept.analysis.statements.iter().any(|s| params::changes_names(&s.effect));
         }
         if bind.portal.is_empty() {
             batch.portal = Some(statement.clone());
@@ -444,7 +470,14 @@ impl Session {
         Ok(match place {
             Place::Server => StepKind::Bind(statement),
             Place::Local => StepKind::Local(Message::Bind, local(backend::write_bind_complete)),
-            Place::Control => StepKind::Control(Message::Bind, statement, kept),
+            Place::Control => {
+                if let Some(Effect::Transaction(Transaction::Begin(modes))) =
+                    kept.analysis.statements.first().map(|statement| &statement.effect)
+                {
+                    batch.begins = Some(*modes);
+                }
+                StepKind::Control(Message::Bind, statement, kept)
+            }
         })
     }
 
@@ -460,8 +493,8 @@ impl Session {
         }
         match &self.attached {
             Some(attached) => {
-                let known = attached.portals.iter().rev().find(|(n, _)| **n == *name);
-                Ok(known.map(|(_, statement)| statement.clone()))
+                let known = attached.portals.iter().rev().find(|portal| *portal.name == *name);
+                Ok(known.map(|portal| portal.statement.clone()))
             }
             None => Err(refusals::no_portal(&name_of(name)).into()),
         }
@@ -571,40 +604,78 @@ impl Session {
     }
 
     /// What the batch as a whole does, in the order in which it runs.
-    fn complete_run(&mut self, batch: &Batch, run: &mut Run) -> Result<(), Trouble> {
+    fn complete_run(&mut self, batch: &mut Batch, run: &mut Run) -> Result<(), Trouble> {
         if let Some(route) = batch.route {
             run.route = route;
         } else if let Some(attached) = &self.attached {
             let Bound { hospital, shard, role } = attached.bound;
             run.route = Route::One { hospital, shard, role };
         }
+        // Only a whole batch without transaction control can stand beside the block.
         run.is_aside = self.attached.is_none()
             && matches!(self.block, Block::Pending(_))
-            && matches!(run.route, Route::Any { .. });
+            && matches!(run.route, Route::Any { .. })
+            && batch.steps.iter().all(|step| !matches!(step.kind, StepKind::Control(..)))
+            && (batch.has_sync || self.is_preparation(batch));
+        run.is_own_batch = self.attached.is_none() && self.is_preparation(batch);
         if !batch.needs_server && self.attached.is_none() {
             return Ok(());
         }
-        // Effects come in the order of the Executes, with the values of the Bind before each.
-        let mut last: Option<(Arc<Statement>, Range<usize>)> = None;
+        // What begins here may write later, unless it says that it won't.
+        let may_write = |modes: TransactionModes| {
+            modes.read_only != Some(true) || modes.isolation == Some(Isolation::Serializable)
+        };
+        if batch.begins.is_some_and(may_write) {
+            run.route = match run.route {
+                Route::One { hospital, shard, .. } => {
+                    Route::One { hospital, shard, role: Role::Primary }
+                }
+                Route::Any { .. } => Route::Any { role: Role::Primary },
+            };
+        }
+        // Effects come in the order of the Executes, with the values of their portals' Binds.
+        let mut bound: Vec<Portal> = Vec::new();
+        let mut closed: Vec<Box<[u8]>> = Vec::new();
         for step in &batch.steps {
+            let body = &self.input.as_slice()[step.frame.start + HEADER_BYTES..step.frame.end];
             match &step.kind {
-                StepKind::Bind(statement) => last = Some((statement.clone(), step.frame.clone())),
-                StepKind::Control(Message::Bind, statement, _) => {
-                    last = Some((statement.clone(), step.frame.clone()));
+                StepKind::Bind(statement) | StepKind::Control(Message::Bind, statement, _) => {
+                    let bind = Bind::read(body)?;
+                    let kept = self.facts(batch, statement)?;
+                    let values = BindValues { bind, kept: &kept };
+                    let effect = run.effect_of(self, &kept.analysis, &values)?;
+                    bound.retain(|portal| *portal.name != *bind.portal);
+                    closed.retain(|name| **name != *bind.portal);
+                    let (name, statement) = (bind.portal.into(), statement.clone());
+                    bound.push(Portal { name, statement, effect });
+                }
+                StepKind::Portal(Message::Close) => {
+                    let name = Named::read_close(body)?.name;
+                    bound.retain(|portal| *portal.name != *name);
+                    closed.push(name.into());
                 }
                 StepKind::Execute | StepKind::Control(Message::Execute, ..) => {
-                    let Some((statement, frame)) = &last else {
-                        run.add_nothing();
+                    let name = Execute::read(body)?.portal;
+                    let of_name = |portal: &&Portal| *portal.name == *name;
+                    if let Some(portal) = bound.iter().find(of_name) {
+                        run.effects.push_back(portal.effect.clone());
+                        continue;
+                    }
+                    let held = self.attached.as_ref().map_or(&[][..], |held| &held.portals);
+                    let Some(portal) = held.iter().find(of_name) else {
+                        // A cursor of the server's: reading from it changes nothing.
+                        run.effects.push_back(Confirmed::Nothing);
                         continue;
                     };
-                    let kept = self.facts(batch, statement)?;
-                    let body = &self.input.as_slice()[frame.start + HEADER_BYTES..frame.end];
-                    let values = BindValues { bind: Bind::read(body)?, kept: &kept };
-                    run.add_execute(self, &kept.analysis, &values)?;
+                    run.effects.push_back(portal.effect.clone());
+                    let kept = self.facts(batch, &portal.statement)?;
+                    run.effect_of(self, &kept.analysis, &NoValues(&kept))?;
                 }
                 _ => {}
             }
         }
+        batch.bound = bound;
+        batch.closed = closed;
         // Pieces of a long batch are followed throughout: their replies come later.
         let is_whole = batch.has_sync || self.ends_with_flush(batch);
         let is_first = self.attached.as_ref().is_none_or(|attached| attached.effects.is_empty());
@@ -633,10 +704,9 @@ impl Session {
             };
             let may_rerun = self.begin(&mut attached, &run) && batch.has_sync;
             self.emit(&batch, &mut attached);
-            attached.portals.extend(batch.portals.iter().cloned());
-            if let Some(statement) = &batch.portal {
-                attached.portals.retain(|(name, _)| !name.is_empty());
-                attached.portals.push((Box::default(), statement.clone()));
+            if run.is_own_batch {
+                let server = &mut *attached.checkout.server;
+                server.send(Message::Sync, Expect::Swallow, frontend::write_sync);
             }
             let kept = if may_rerun { batch.end } else { 0 };
             self.input.advance(batch.end - kept);
@@ -650,12 +720,18 @@ impl Session {
             }
             self.input.advance(kept);
             attached.named.append(&mut batch.named);
+            let is_gone = |old: &Portal| {
+                batch.closed.contains(&old.name)
+                    || batch.bound.iter().any(|new| new.name == old.name)
+            };
+            attached.portals.retain(|old| !is_gone(old));
+            attached.portals.append(&mut batch.bound);
             match relayed {
                 Relayed::Rerun | Relayed::Done => {
                     if running.has_failed {
                         self.take_back_unconfirmed(&mut attached);
                         self.take_back_settings(&mut batch);
-                        self.is_skipping = running.ready.is_none();
+                        self.is_skipping = running.ready.is_none() || run.is_own_batch;
                     }
                     self.settle(attached, &run, running);
                 }
@@ -672,6 +748,22 @@ impl Session {
             }
             return Ok(());
         }
+    }
+
+    /// Parse and Describe with no Bind, then Flush: the hospital is not known yet, so that they
+    /// go to any shard as a batch of their own.
+    fn is_preparation(&self, batch: &Batch) -> bool {
+        let prepares = |step: &Step| {
+            matches!(
+                step.kind,
+                StepKind::Parse(_)
+                    | StepKind::DescribeStatement(_)
+                    | StepKind::CloseStatement
+                    | StepKind::Local(Message::Parse | Message::Describe | Message::Close, _)
+                    | StepKind::Flush
+            )
+        };
+        self.ends_with_flush(batch) && batch.steps.iter().all(prepares)
     }
 
     fn ends_with_flush(&self, batch: &Batch) -> bool {
@@ -794,6 +886,15 @@ impl Session {
                 StepKind::Flush => server.send_bytes(frame),
             }
         }
+    }
+}
+
+/// An effect under way after which names mean something else.
+fn changes_names(effect: &Confirmed) -> bool {
+    match effect {
+        Confirmed::Set(changes) => changes.iter().any(|change| params::is_of_names(&change.name)),
+        Confirmed::ResetAll => true,
+        _ => false,
     }
 }
 

@@ -58,6 +58,8 @@ pub(super) struct Run {
     pub effects: VecDeque<Confirmed>,
     /// A statement of its own in a block that no server holds yet.
     pub is_aside: bool,
+    /// pgward ends the batch on the server, and the client has yet to send its Sync.
+    pub is_own_batch: bool,
 }
 
 /// What a statement does to the session once the server has confirmed it.
@@ -78,7 +80,7 @@ pub(super) enum Confirmed {
 /// One setting that a statement gives.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Change {
-    name: String,
+    pub name: String,
     value: Option<String>,
     is_local: bool,
 }
@@ -94,6 +96,7 @@ impl Run {
             is_opaque: false,
             effects: VecDeque::new(),
             is_aside: false,
+            is_own_batch: false,
         }
     }
 
@@ -117,26 +120,20 @@ impl Run {
         Ok(())
     }
 
-    /// An Execute of the extended protocol: exactly one effect, `Nothing` included.
-    pub fn add_execute(
+    /// What a Bind's statement will do when it is executed: exactly one effect, `Nothing` included.
+    pub fn effect_of(
         &mut self,
         session: &Session,
         analysis: &Analysis,
         values: &dyn Values,
-    ) -> Result<(), ErrorReply> {
+    ) -> Result<Confirmed, ErrorReply> {
         let mut effect = Confirmed::Nothing;
         for statement in &analysis.statements {
             self.is_write |= matches!(statement.access, Access::Write(_));
             self.is_opaque |= is_unread(statement);
             effect = self.confirmed(session, &statement.effect, values)?;
         }
-        self.effects.push_back(effect);
-        Ok(())
-    }
-
-    /// An Execute of a portal that is known to the server only.
-    pub fn add_nothing(&mut self) {
-        self.effects.push_back(Confirmed::Nothing);
+        Ok(effect)
     }
 
     /// Effects are followed only if there are any.
@@ -349,6 +346,15 @@ impl Session {
             [only] if self.is_local(only, is_attached) => {
                 return Ok(Look::Local(only.clone(), sql.to_owned()));
             }
+            many if many.len() > 1
+                && many.iter().any(|s| params::changes_names(&s.effect))
+                && !self.is_unguarded() =>
+            {
+                return Err(plain(refusals::unsupported(
+                    "search_path or role set together with other statements in one query string",
+                    "Send it as a query string of its own.",
+                )));
+            }
             many if many.iter().any(|s| sets_hospital(&s.effect)) => {
                 return Err(plain(refusals::unsupported(
                     "SET pgward.hospital_id together with other statements in one query string",
@@ -373,6 +379,12 @@ impl Session {
             run.may_end = true;
         }
         Ok(Look::Run(run))
+    }
+
+    /// Nothing is guarded: one shard, and an application that is trusted.
+    pub(super) fn is_unguarded(&self) -> bool {
+        self.services.config.load().guard.mode == crate::route::GuardMode::Route
+            && self.services.map.peek().shards().len() == 1
     }
 
     /// In a failed block only its end is accepted.
@@ -637,11 +649,14 @@ impl Session {
         let server = &mut *attached.checkout.server;
         server.is_opaque |= run.is_opaque;
         server.begin_request(may_rerun);
-        if !run.is_aside
-            && let Block::Pending(pending) = &self.block
-        {
-            send_pending(server, pending);
-            self.block = Block::Server(pending.modes());
+        if let Block::Pending(pending) = &self.block {
+            if !run.is_aside {
+                send_pending(server, pending);
+                self.block = Block::Server(pending.modes());
+            } else if pending.has_settings() {
+                // A transaction of its own with the block's settings; `settle` rolls it back.
+                send_pending(server, pending);
+            }
         }
         may_rerun
     }
@@ -783,6 +798,13 @@ impl Session {
                     self.services.metrics.on_error(attached.checkout.shard.0, role, error.code());
                     running.has_failed = true;
                     attached.has_failed = true;
+                    let is_stale =
+                        error.code() == "0A000" && error.routine == "RevalidateCachedQuery";
+                    if is_stale || error.code() == "26000" {
+                        // DDL changed what a statement answers, or it is gone: the reset forgets
+                        // them all.
+                        server.is_opaque = true;
+                    }
                     if error.is_fatal {
                         running.last_words = Some(error.code().to_owned());
                         return Err(server::Error::Closed);
@@ -873,18 +895,25 @@ impl Session {
         }
         match running.ready {
             // A batch before its Sync.
-            None => self.attached = Some(attached),
+            None => {
+                self.attached = Some(attached);
+                if running.has_changed {
+                    self.renew_names();
+                }
+            }
             Some(TxnStatus::Idle) => {
                 if has_failed {
                     self.ledger.rollback();
-                } else if self.ledger.is_changed() && !run.is_aside {
+                } else if self.ledger.is_changed() && !run.is_aside && !run.is_own_batch {
                     self.ledger.commit();
                 }
                 if run.is_aside {
                     if has_failed {
                         self.block.fail();
                     }
-                    self.patch_status();
+                    if !run.is_own_batch {
+                        self.patch_status();
+                    }
                 } else if has_failed && !run.may_end && matches!(self.block, Block::Server(_)) {
                     // BEGIN failed, behind the client's back: it believes in a block, and what
                     // comes next must not run, and commit, by itself.
@@ -898,6 +927,12 @@ impl Session {
                 }
                 if attached.is_write && attached.checkout.role == Role::Primary {
                     self.note_write(attached.bound.hospital);
+                }
+                self.release(attached);
+            }
+            Some(status) if run.is_aside => {
+                if status == TxnStatus::Failed {
+                    self.block.fail();
                 }
                 self.release(attached);
             }
@@ -943,7 +978,9 @@ impl Session {
         if hold.is_none() && server.is_clean() {
             return;
         }
-        if !server.is_resettable() {
+        // Only what stood beside a block leaves a transaction. All else that is not settled is closed.
+        let is_open = server.pipeline().status() != TxnStatus::Idle;
+        if !server.is_settled() {
             metrics.on_discard();
             return;
         }
@@ -952,6 +989,9 @@ impl Session {
                 hold.cancels_done().await;
             }
             let server = &mut *attached.checkout.server;
+            if is_open {
+                drop(tokio::time::timeout(CANCEL_TIMEOUT, server.run("ROLLBACK")).await);
+            }
             if !server.is_clean() {
                 // A reset that fails leaves it unclean, and so it is closed.
                 drop(tokio::time::timeout(CANCEL_TIMEOUT, server.reset()).await);

@@ -118,8 +118,8 @@ pub(crate) struct Attached {
     map: Arc<ShardMap>,
     /// Something in it may have written.
     is_write: bool,
-    /// Portals of this transaction that have a name, and their statements.
-    portals: Vec<(Box<[u8]>, Arc<statements::Statement>)>,
+    /// Portals of this transaction.
+    portals: Vec<batch::Portal>,
     /// When it was borrowed.
     since: std::time::Instant,
     /// What the statements under way do to the session, in the order of their replies.
@@ -220,6 +220,16 @@ impl Session {
                 _ if batch::is_member(tag) => {
                     if !self.on_batch(limit).await? {
                         break;
+                    }
+                }
+                frontend::tag::FUNCTION_CALL => {
+                    self.input.advance(total);
+                    if !self.is_skipping {
+                        self.refuse(refusals::unsupported(
+                            "the function call message",
+                            "Call the function in a SELECT.",
+                        ));
+                        self.finish_refusal().await?;
                     }
                 }
                 _ => return Err(End::Fatal(violation(&wire::Error::UnknownTag { tag }))),

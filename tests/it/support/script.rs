@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -20,7 +20,7 @@ use pgward::session::welcome::{Greetings, welcome};
 use pgward::session::{Services, statements};
 use pgward::shard_map::ShardMap;
 use pgward::shard_map::source::MapStore;
-use pgward::sql::{Analyzer, Catalog, Declared, schema_facts};
+use pgward::sql::{Analyzer, Catalog, Declared, ShardFacts, schema_facts};
 use pgward::wire;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, ReadHalf, WriteHalf};
 use tokio::task::JoinHandle;
@@ -287,12 +287,13 @@ impl Scene {
 }
 
 fn catalog(map: &ShardMap) -> Catalog {
-    let facts = schema_facts(SCHEMA).expect("a schema");
+    static FACTS: OnceLock<ShardFacts> = OnceLock::new();
+    let facts = FACTS.get_or_init(|| schema_facts(SCHEMA).expect("a schema"));
     let tables = &map.tables;
     let is_one_shard = map.shards().len() == 1;
     let (keys, reference) = (&tables.key_tables, &tables.reference);
     let declared = Declared::new(&tables.key_column, keys, reference, &[], is_one_shard);
-    Catalog::build(1, &[facts], &declared)
+    Catalog::build(1, std::slice::from_ref(facts), &declared)
 }
 
 impl Client {
