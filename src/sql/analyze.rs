@@ -120,6 +120,8 @@ struct Found {
     relation_count: usize,
     /// Names in it are looked up.
     is_query: bool,
+    /// It does not run now, or perhaps not at all: EXPLAIN, DECLARE CURSOR.
+    is_deferred: bool,
     /// Where calls of set_config stand whose effect is known.
     seen_settings: Vec<i32>,
 }
@@ -240,6 +242,16 @@ impl<'a> Walk<'a> {
         let slot = self.lexed.slot_after_sign(offset)?;
         self.mark_value(slot);
         None
+    }
+
+    /// Whether the lexer reads `slot` as the grammar does. Strings that a comment stands between are one to
+    /// the grammar alone.
+    fn is_read_as(&self, slot: u16, value: &str) -> bool {
+        let is_string = !matches!(
+            self.lexed.kind(slot),
+            None | Some(SlotKind::Integer | SlotKind::Decimal | SlotKind::Opaque)
+        );
+        is_string && self.lexed.literal(slot).is_some_and(|read| read == value)
     }
 
     fn mark_value(&mut self, slot: u16) {

@@ -221,6 +221,15 @@ impl Catalog {
         }
     }
 
+    /// Whether some function is called `name`, in any schema: `x.name` may be a call of it.
+    pub fn is_function(&self, name: &str) -> bool {
+        // Not all of pg_catalog is listed, and each version adds to it.
+        let is_unlisted = ["binary_upgrade_", "lo_", "pg_"].iter().any(|of| name.starts_with(of));
+        is_unlisted
+            || self.functions.contains_key(name)
+            || functions::builtin_function(name).is_some()
+    }
+
     /// Whether operators mean what they should under `search_path`: a schema before pg_catalog may
     /// hold an `=` on uuid of its own.
     pub fn is_search_path_safe(&self, search_path: &[&str]) -> bool {
@@ -460,6 +469,9 @@ fn stricter_of_view(a: RelationKind, b: RelationKind) -> RelationKind {
     if rank(&b) > rank(&a) { b } else { a }
 }
 
+/// Postgres's NAMEDATALEN, less its NUL.
+const NAME_BYTES_MAX: usize = 63;
+
 /// The schemas of a `search_path` as Postgres reads it: unquoted names in lower case, `$user`
 /// replaced by `role`. `None`: not a list of names.
 pub fn parse_search_path(path: &str, role: &str) -> Option<Vec<String>> {
@@ -477,8 +489,16 @@ pub fn parse_search_path(path: &str, role: &str) -> Option<Vec<String>> {
             if name.is_empty() || name.contains('"') {
                 return None;
             }
-            (name.to_lowercase(), tail)
+            // Which other letters Postgres folds depends on the database's encoding.
+            if name.chars().any(|c| !c.is_ascii() && c.to_lowercase().ne([c])) {
+                return None;
+            }
+            (name.to_ascii_lowercase(), tail)
         };
+        // Postgres would cut it, and find a schema by what is left.
+        if name.len() > NAME_BYTES_MAX {
+            return None;
+        }
         schemas.push(if name == "$user" { role.to_owned() } else { name });
         rest = tail.trim_ascii_start();
         if rest.is_empty() {
@@ -500,7 +520,7 @@ fn parse_quoted(text: &str) -> Option<(String, &str)> {
                 name.push('"');
                 rest = after;
             }
-            // SET search_path = '' stores `""`: a schema that nobody has.
+            // Empty: no schema is called so, and `SET search_path = ''` means just that.
             None => return Some((name, tail)),
         }
     }

@@ -125,6 +125,11 @@ impl<'a> Lexed<'a> {
         Some((u16::try_from(index).ok()?, self.slots.get(index)?.kind))
     }
 
+    /// What the literal of `slot` looks like.
+    pub(super) fn kind(&self, slot: u16) -> Option<SlotKind> {
+        Some(self.slots.get(slot.into())?.kind)
+    }
+
     /// The slot of the number whose sign stands at byte `offset`: `- 5` is one constant to the grammar.
     pub(super) fn slot_after_sign(&self, offset: usize) -> Option<u16> {
         let index = self.slots.after(u32::try_from(offset).ok()?);

@@ -8,7 +8,7 @@ use pg_raw_parse::nodes::{self, A_Expr_Kind, BoolExprType, SubLinkType};
 
 use super::Walk;
 use super::consts::Const;
-use super::expr::{At, Term, operator_name};
+use super::expr::{At, Term, has_star, operator_name};
 use super::facts::{Fact, any_of};
 use crate::sql::{Error, KeySource};
 
@@ -67,6 +67,8 @@ impl<'a> Walk<'a> {
         let pair = (operation.lexpr(), operation.rexpr());
         if let (Node::RowExpr(left), Node::RowExpr(right)) = pair
             && left.args().len() == right.args().len()
+            && !has_star(left.args())
+            && !has_star(right.args())
         {
             let mut facts = Vec::new();
             for (left, right) in left.args().iter().zip(right.args().iter()) {
@@ -130,8 +132,10 @@ impl<'a> Walk<'a> {
         at: At<'_, 'a>,
     ) -> Result<Vec<Fact>, Error> {
         let mut lefts = Vec::new();
+        let mut is_certain = true;
         match operation.lexpr() {
             Node::RowExpr(row) => {
+                is_certain &= !has_star(row.args());
                 for part in row.args().iter() {
                     lefts.push(self.expr(part, at)?);
                 }
@@ -148,13 +152,14 @@ impl<'a> Walk<'a> {
             let mut terms = Vec::new();
             match element {
                 Node::RowExpr(row) if is_row => {
+                    is_certain &= !has_star(row.args());
                     for part in row.args().iter() {
                         terms.push(self.expr(part, at)?);
                     }
                 }
                 part => terms.push(self.expr(part, at)?),
             }
-            let is_same_width = terms.len() == columns.len();
+            let is_same_width = is_certain && terms.len() == columns.len();
             let mut terms = terms.into_iter();
             for column in &mut columns {
                 match terms.next() {
@@ -194,8 +199,10 @@ impl<'a> Walk<'a> {
             }
             SubLinkType::ANY_SUBLINK if is_equality => {
                 let mut tests = Vec::new();
+                let mut is_certain = true;
                 match link.testexpr() {
                     Node::RowExpr(row) => {
+                        is_certain = !has_star(row.args());
                         for part in row.args().iter() {
                             tests.push(self.expr(part, at)?);
                         }
@@ -203,7 +210,7 @@ impl<'a> Walk<'a> {
                     test => tests.push(self.expr(test, at)?),
                 }
                 let columns = self.sublink_columns(link, at, true)?;
-                if columns.is_open || columns.list.len() != tests.len() {
+                if !is_certain || columns.is_open || columns.list.len() != tests.len() {
                     return Ok(Vec::new());
                 }
                 let facts = tests

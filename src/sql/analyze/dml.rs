@@ -3,7 +3,7 @@
 use pg_raw_parse::Node;
 use pg_raw_parse::nodes::{self, OnConflictAction};
 
-use super::expr::{At, Term};
+use super::expr::{At, Term, has_star};
 use super::facts::{Fact, PlaceId};
 use super::from::{Table, columns_of, display_name};
 use super::query::{Arm, Selected, Value};
@@ -75,6 +75,10 @@ impl<'a> Walk<'a> {
                 (Some(relation), Some(key)) => key_index(insert, relation, key),
                 _ => None,
             };
+            for column in insert.cols() {
+                // `tags[(SELECT ...)]`
+                walk.expr(column.into(), At { place: level, ..at })?;
+            }
             let keys = walk.inserted_keys(insert, index, at)?;
             let columns = match (relation, key) {
                 (Some(relation), Some(key)) => {
@@ -125,6 +129,7 @@ impl<'a> Walk<'a> {
                 for row in select.values_lists().iter() {
                     let mut keys = Vec::new();
                     let Node::NodeList(row) = row else { continue };
+                    let index = index.filter(|_| !has_star(row));
                     for (column, value) in row.iter().enumerate() {
                         let term = self.expr(value, at)?;
                         if let (Term::Const(value), true) = (term, Some(column) == index) {

@@ -7,11 +7,11 @@ use pg_raw_parse::list::NodeList;
 use pg_raw_parse::nodes::{self, A_Expr_Kind, JsonExprOp, SubLinkType};
 use pg_raw_parse::{ConstValue, Node};
 
+use super::Walk;
 use super::consts::{self, Const};
 use super::facts::{NodeId, PlaceId};
 use super::query::{Env, Selected};
 use super::scope::{Columns, Scope};
-use super::{SlotKind, Walk};
 use crate::sql::functions::{self, Listed};
 use crate::sql::{Effect, Error, FunctionKind, Pin, ProblemKind};
 
@@ -127,6 +127,9 @@ impl<'a> Walk<'a> {
     }
 
     fn column(&mut self, column: &nodes::ColumnRef, at: At<'_, 'a>) -> Term {
+        if let Some(name) = maybe_call(column, at.scope) {
+            self.attribute(name);
+        }
         self.level.column_count += 1;
         self.level.own_column_count += u32::from(is_own_column(column, at.scope));
         column_node(column, at.scope).map_or(Term::Other, Term::Node)
@@ -161,7 +164,11 @@ impl<'a> Walk<'a> {
             Node::A_Indices(index) => self.both(index.lidx(), index.uidx(), at),
             Node::CollateClause(collate) => self.part(collate.arg(), at),
             Node::NamedArgExpr(arg) => self.part(arg.arg(), at),
-            Node::ResTarget(target) => self.indirection(target.val(), target.indirection(), at),
+            // Its steps say which part of a column is set.
+            Node::ResTarget(target) => {
+                self.part(target.val(), at)?;
+                self.exprs(target.indirection(), at)
+            }
             // Each column of `(a, b) = ...` has the whole source.
             Node::MultiAssignRef(part) if part.colno > 1 => Ok(()),
             Node::MultiAssignRef(part) => self.part(part.source(), at),
@@ -209,7 +216,27 @@ impl<'a> Walk<'a> {
         at: At<'_, 'a>,
     ) -> Result<(), Error> {
         self.part(of, at)?;
-        self.exprs(steps, at)
+        for step in steps.iter() {
+            if let Node::String(_) = step
+                && let Some(name) = step.as_str()
+            {
+                self.attribute(name);
+            }
+            self.expr(step, at)?;
+        }
+        Ok(())
+    }
+
+    /// `x.name` is a field of x, or a call `name(x)`: Postgres takes the one for the other, whatever x is.
+    fn attribute(&mut self, name: &str) {
+        if !self.catalog.is_function(name) {
+            return;
+        }
+        self.function(None, name);
+        if may_be_aggregate(None, name) {
+            self.level.has_aggregate = true;
+            self.level.has_outer_aggregate = true;
+        }
     }
 
     /// `a + b + c`: a chain leans to the left, and may be long.
@@ -304,12 +331,9 @@ impl<'a> Walk<'a> {
         let slot = self.slot(constant.location);
         match (constant.val(), slot) {
             (None, _) => Term::Null,
-            (Some(ConstValue::String(_)), Some((slot, kind))) => match kind {
-                SlotKind::Plain | SlotKind::Pieced | SlotKind::Escape | SlotKind::Dollar => {
-                    Term::Const(Const::literal(slot))
-                }
-                SlotKind::Integer | SlotKind::Decimal | SlotKind::Opaque => Term::Other,
-            },
+            (Some(ConstValue::String(value)), Some((slot, _))) if self.is_read_as(slot, value) => {
+                Term::Const(Const::literal(slot))
+            }
             _ => Term::Other,
         }
     }
@@ -478,6 +502,31 @@ impl<'a> Walk<'a> {
             self.problem(ProblemKind::ReadsUnkeyed, format!("operator {name}"), DECLARE_SAFE);
         }
     }
+}
+
+/// The name at the end of `t.name`, unless `t` surely has such a column.
+fn maybe_call<'n>(column: &'n nodes::ColumnRef, scope: Option<&Scope<'_, '_>>) -> Option<&'n str> {
+    let fields = column.fields();
+    let part = |index: usize| fields.get(index).and_then(Node::as_str);
+    let last = fields.len().checked_sub(1).filter(|last| *last > 0)?;
+    let name = part(last)?;
+    let item = match last {
+        1 => scope?.item(None, part(0)?),
+        2 => scope?.item(Some(part(0)?), part(1)?),
+        _ => None,
+    };
+    (!item.is_some_and(|item| item.columns.has(name))).then_some(name)
+}
+
+/// Whether one of these stands for several values: `t.*`, `(f(x)).*`. What follows it is then not where it
+/// seems to be.
+pub(super) fn has_star(list: &NodeList) -> bool {
+    let is_star = |list: &NodeList| list.iter().any(|part| matches!(part, Node::A_Star(_)));
+    list.iter().any(|value| match value {
+        Node::ColumnRef(column) => is_star(column.fields()),
+        Node::A_Indirection(part) => is_star(part.indirection()),
+        _ => false,
+    })
 }
 
 /// Whether a function may be an aggregate: of a user function nobody knows.

@@ -257,7 +257,7 @@ impl<'a> Walk<'a> {
         let inside = At { scope: Some(&scope), env: at.env, place: level };
         self.condition(select.where_clause(), inside)?;
         let (mut columns, is_open) = self.targets(select.target_list(), inside)?;
-        let groups = self.groups(select.group_clause(), inside)?;
+        let (groups, is_simple_group) = self.groups(select.group_clause(), inside)?;
         self.expr(select.having_clause(), inside)?;
         self.exprs(select.window_clause(), inside)?;
         let is_distinct_on = select.distinct_clause().iter().any(|by| !matches!(by, Node::None));
@@ -273,7 +273,8 @@ impl<'a> Walk<'a> {
             for column in &mut columns {
                 match column.value {
                     Value::Node(node) if groups.contains(&node) => {}
-                    Value::Const(_) => {}
+                    // ROLLUP and the like put NULL even in place of a constant.
+                    Value::Const(_) if is_simple_group => {}
                     _ => column.value = Value::Other,
                 }
             }
@@ -332,12 +333,12 @@ impl<'a> Walk<'a> {
         Ok((columns, is_open))
     }
 
-    /// Key columns that the rows are grouped by; none if not simply by a list of expressions.
+    /// Key columns that the rows are grouped by; none, and false, if not simply by a list of expressions.
     fn groups(
         &mut self,
         list: &'a pg_raw_parse::list::NodeList,
         at: At<'_, 'a>,
-    ) -> Result<Vec<NodeId>, Error> {
+    ) -> Result<(Vec<NodeId>, bool), Error> {
         let mut groups = Vec::new();
         let mut is_simple = true;
         for by in list.iter() {
@@ -349,7 +350,7 @@ impl<'a> Walk<'a> {
         if !is_simple {
             groups.clear();
         }
-        Ok(groups)
+        Ok((groups, is_simple))
     }
 
     /// ORDER BY, LIMIT, OFFSET and FOR UPDATE; whether rows compete for a place, or are locked.

@@ -64,6 +64,7 @@ impl<'a> Walk<'a> {
                 for option in explain.options() {
                     self.expr(option.arg(), at)?;
                 }
+                self.found.is_deferred = true;
                 self.top(explain.query())?;
                 "EXPLAIN"
             }
@@ -162,6 +163,7 @@ impl<'a> Walk<'a> {
     ) -> Result<&'static str, Error> {
         /// CURSOR_OPT_HOLD of parsenodes.h.
         const HOLD: i32 = 0x20;
+        self.found.is_deferred = true;
         self.top(cursor.query())?;
         if cursor.options & HOLD != 0 {
             self.found.effect = Effect::Pin(Pin::HoldCursor);
@@ -242,9 +244,17 @@ impl<'a> Walk<'a> {
         "SET"
     }
 
-    /// `SELECT set_config('name', value, local)`, with nothing that could keep it from being called once.
+    /// `SELECT set_config('name', value, local)`, with nothing that could keep it from being called once:
+    /// also no function beside it, which may return no row at all.
     fn set_config(&mut self, select: &'a nodes::SelectStmt) {
-        let is_bare = select.from_clause().is_empty()
+        let is_plain = |target: &nodes::ResTarget| {
+            let value = target.val();
+            matches!(value, Node::A_Const(_) | Node::ParamRef(_))
+                || matches!(value, Node::FuncCall(call) if is_set_config(call))
+        };
+        let is_bare = !self.found.is_deferred
+            && select.target_list().into_iter().all(is_plain)
+            && select.from_clause().is_empty()
             && select.group_clause().is_empty()
             && select.values_lists().is_empty()
             && select.larg().is_none()
@@ -298,8 +308,8 @@ impl<'a> Walk<'a> {
         let value = match value {
             Node::ParamRef(param) => SettingValue::Param(u16::try_from(param.number).ok()?),
             Node::A_Const(constant) => match (constant.val(), self.slot(constant.location)) {
-                (Some(ConstValue::String(_)), Some((slot, _)))
-                    if self.lexed.literal(slot).is_some() =>
+                (Some(ConstValue::String(value)), Some((slot, _)))
+                    if self.is_read_as(slot, value) =>
                 {
                     SettingValue::Slot(slot)
                 }
@@ -328,6 +338,11 @@ impl<'a> Walk<'a> {
             _ => None,
         }
     }
+}
+
+/// Whether a call is of set_config, by its name.
+fn is_set_config(call: &nodes::FuncCall) -> bool {
+    qualified_name(call.funcname()).is_some_and(|(_, name)| name == "set_config")
 }
 
 fn owned(name: Option<&str>) -> String {

@@ -242,6 +242,9 @@ fn search_paths_as_postgres_reads_them() {
         ("a b", None),
         (r#""a"#, None),
         (r#""""#, Some(&[""])),
+        ("caf\u{e9}", Some(&["caf\u{e9}"])),
+        ("CAF\u{c9}", None),
+        (&"a".repeat(64), None),
         (r#"a"b""#, None),
     ] {
         let parsed = parse_search_path(path, "app");
