@@ -300,6 +300,18 @@ impl CatalogStore {
         })
     }
 
+    /// A store that knows `catalog` of every shard for good: for tests, where no shard can be read.
+    pub fn fixed(fleet: Arc<Fleet>, catalog: Catalog) -> Arc<Self> {
+        let shards = fleet.shards().iter().map(|state| state.id()).collect();
+        let mut store = Self::new(fleet, Declared::default(), Duration::MAX);
+        if let Some(store) = Arc::get_mut(&mut store) {
+            store.current.store(Arc::new(Snapshot { catalog: Arc::new(catalog), shards }));
+            // Whoever asks for a refresh has had it.
+            store.ended.send_replace(u64::MAX);
+        }
+        store
+    }
+
     /// The snapshot now. A request takes it once, and asks the same one for names and shards.
     pub fn current(&self) -> Arc<Snapshot> {
         self.current.load_full()

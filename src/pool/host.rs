@@ -112,8 +112,13 @@ impl bb8::ManageConnection for Manager {
             counters.connecting.fetch_sub(1, Ordering::Relaxed);
         });
         let epoch = counters.epoch.load(Ordering::Relaxed);
-        let greeting = login::connect(&self.target, self.limits.connect_timeout).await?;
-        let conn = ServerConn::new(greeting);
+        let timeout = self.limits.connect_timeout;
+        let mut conn = ServerConn::new(login::connect(&self.target, timeout).await?);
+        match tokio::time::timeout(timeout, conn.learn()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(_)) => return Err(ConnectError::Closed),
+            Err(_) => return Err(ConnectError::TimedOut),
+        }
         let entry = Arc::new(Entry {
             pid: conn.pid,
             since: std::time::SystemTime::now(),

@@ -40,14 +40,19 @@ pub struct Target {
 }
 
 impl Target {
-    /// A target without settings: what a client sees on its server is what it would see directly.
+    /// A target with the settings that pgward needs and no others: what a client sees on its server
+    /// is else what it would see directly.
     pub fn new(address: Address, database: String, credentials: &ServerCredentials) -> Self {
         Self {
             address,
             database,
             user: credentials.user.clone(),
             secret: credentials.secret.clone(),
-            settings: Vec::new(),
+            // Whatever the role's or the database's defaults are: texts are read as UTF-8 with
+            // standard strings, so servers must read them so too.
+            settings: [("client_encoding", "UTF8"), ("standard_conforming_strings", "on")]
+                .map(|(name, value)| (name.to_owned(), value.to_owned()))
+                .to_vec(),
         }
     }
 }

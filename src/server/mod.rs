@@ -140,6 +140,8 @@ pub struct ServerConn {
     pub prepared: Prepared,
     /// Settings on it beyond its own defaults.
     pub settings: Arc<SettingsMap>,
+    /// Its search_path where nobody has set one; asked for once, at the start.
+    pub default_path: Arc<str>,
     /// Something ran on it that may have changed what we can't see.
     pub is_opaque: bool,
     /// Settings as reported at login.
@@ -169,6 +171,7 @@ impl ServerConn {
             pending_closes: 0,
             prepared: Prepared::default(),
             settings: Arc::default(),
+            default_path: Arc::default(),
             is_opaque: false,
             parameters: greeting.parameters,
             pid: greeting.pid,
@@ -296,6 +299,18 @@ impl ServerConn {
             }
             let body = &rest[HEADER_BYTES..header.total.min(rest.len())];
             let status = body.first().copied().unwrap_or_default();
+            if header.tag == b'E' && self.pipeline.is_empty() {
+                // Unasked: the server's word on why it ends the connection.
+                let error = server_error(body, Settled::Async)?;
+                if !error.is_fatal {
+                    return Err(pipeline::Desync(header.tag).into());
+                }
+                self.is_broken = true;
+                return Ok(Some(Reply::Error(error)));
+            }
+            if header.tag == b'Z' && body.len() != 1 {
+                return Err(pipeline::Desync(header.tag).into());
+            }
             let (verdict, settled) = self.pipeline.on_reply(header.tag, status)?;
             let mut is_forwarded = verdict == Verdict::Forward && !self.is_holding;
             reply = match (header.tag, settled) {
@@ -428,6 +443,14 @@ impl ServerConn {
                 false
             }
         }
+    }
+
+    /// Asks for what a login does not report and sessions must know. To be called once, first.
+    pub async fn learn(&mut self) -> Result<(), Error> {
+        let asked = self.run_collect("SELECT pg_catalog.current_setting('search_path')").await?;
+        let path = asked.ok().and_then(|rows| rows.into_iter().flatten().next());
+        self.default_path = path.ok_or(Error::Closed)?.into();
+        Ok(())
     }
 
     /// Runs `sql` as a simple Query of our own and waits for its end; rows are dropped.

@@ -186,11 +186,12 @@ impl Session {
             for setting in settings {
                 let value = self.setting_value(setting, values)?;
                 self.block.queue(text)?;
-                if !setting.is_local {
-                    match value {
-                        Some(value) => self.ledger.set(&setting.name, &value),
-                        None => self.ledger.reset(&setting.name),
+                match value {
+                    value if setting.is_local => {
+                        self.ledger.set_local(&setting.name, value.as_deref());
                     }
+                    Some(value) => self.ledger.set(&setting.name, &value),
+                    None => self.ledger.reset(&setting.name),
                 }
             }
             self.renew_names();

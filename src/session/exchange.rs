@@ -61,14 +61,22 @@ pub(super) struct Run {
 pub(super) enum Confirmed {
     /// Nothing.
     Nothing,
-    /// Settings, `None` for the default; session scope only.
-    Set(Vec<(String, Option<String>)>),
+    /// Settings, `None` for the default.
+    Set(Vec<Change>),
     /// RESET ALL.
     ResetAll,
     /// Transaction control.
     Control(Transaction),
     /// The catalog must be read again.
     Ddl,
+}
+
+/// One setting that a statement gives.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Change {
+    name: String,
+    value: Option<String>,
+    is_local: bool,
 }
 
 impl Run {
@@ -143,10 +151,14 @@ impl Run {
                 for setting in settings {
                     let value = session.setting_value(setting, values)?;
                     if matches!(setting.value, crate::sql::SettingValue::Computed) {
+                        if decides_meaning(&setting.name) {
+                            return Err(refusals::computed_setting(&setting.name));
+                        }
                         self.is_opaque = true;
-                    } else if !setting.is_local {
-                        changes.push((setting.name.clone(), value));
+                        continue;
                     }
+                    let (name, is_local) = (setting.name.clone(), setting.is_local);
+                    changes.push(Change { name, value, is_local });
                 }
                 Confirmed::Set(changes)
             }
@@ -154,7 +166,8 @@ impl Run {
                 // The server goes to its own default, the session to its startup value: the two
                 // may differ, so the server is not handed on as it is.
                 self.is_opaque |= session.ledger.settings().contains_key(name);
-                Confirmed::Set(vec![(name.clone(), None)])
+                let change = Change { name: name.clone(), value: None, is_local: false };
+                Confirmed::Set(vec![change])
             }
             Effect::ResetAll => {
                 self.is_opaque = true;
@@ -515,11 +528,19 @@ impl Session {
                 woken.set(client.woken());
                 cx.waker().wake_by_ref();
             }
-            // Reading ahead shows when the client has gone; what it sends meanwhile is bounded.
-            if self.input.len() < READ_AHEAD_BYTES
-                && let Poll::Ready(Ok(0) | Err(_)) = self.stream.poll_fill(cx, &mut self.input)
+            // What it has been answered already need not wait, too.
+            if !self.output.is_empty()
+                && let Poll::Ready(Err(_)) = self.stream.poll_drain(cx, &mut self.output)
             {
                 return Poll::Ready(Err(Unattached::End(End::Client)));
+            }
+            // Reading ahead shows when the client has gone; what it sends meanwhile is bounded.
+            while self.input.len() < READ_AHEAD_BYTES {
+                match self.stream.poll_fill(cx, &mut self.input) {
+                    Poll::Ready(Ok(n)) if n > 0 => {}
+                    Poll::Ready(_) => return Poll::Ready(Err(Unattached::End(End::Client))),
+                    Poll::Pending => break,
+                }
             }
             Poll::Pending
         })
@@ -553,10 +574,20 @@ impl Session {
     async fn bring_settings(&mut self, attached: &mut Attached) -> Result<(), Unattached> {
         let server = &mut *attached.checkout.server;
         let want = self.ledger.committed();
-        if Arc::ptr_eq(&server.settings, want) {
+        let is_default_path = server.default_path == self.default_path;
+        if Arc::ptr_eq(&server.settings, want) && is_default_path {
             return Ok(());
         }
-        if let Some(sql) = params::replay(&server.settings, want) {
+        let mut sql = params::replay(&server.settings, want);
+        if !is_default_path && !want.contains_key("search_path") {
+            // The role's own search_path was changed since this session learnt it: names would
+            // mean on this server what they were not analysed for.
+            server.is_opaque = true;
+            let path = params::quote_literal(&self.default_path);
+            let set = format!("SELECT pg_catalog.set_config('search_path', {path}, false)");
+            sql = Some(sql.map_or(set.clone(), |sql| format!("{sql}; {set}")));
+        }
+        if let Some(sql) = sql {
             match server.run(&sql).await {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => {
@@ -637,7 +668,12 @@ impl Session {
         until: Until,
         kept: usize,
     ) -> Result<Relayed, End> {
-        std::future::poll_fn(|cx| self.poll_relay(cx, attached, running, until, kept)).await
+        let relayed =
+            std::future::poll_fn(|cx| self.poll_relay(cx, attached, running, until, kept)).await;
+        if relayed.is_err() {
+            Box::pin(abandon(attached, &self.client)).await;
+        }
+        relayed
     }
 
     fn poll_relay(
@@ -693,9 +729,8 @@ impl Session {
             // Reading ahead shows when the client has gone; what it sends meanwhile is bounded.
             if self.input.len() < kept + READ_AHEAD_BYTES {
                 match self.stream.poll_fill(cx, &mut self.input) {
-                    Poll::Ready(Ok(n)) if n > 0 => {
-                        is_progress |= server.pipeline().copy() == Copy::In
-                    }
+                    // Once more: only a pending read tells when the client goes.
+                    Poll::Ready(Ok(n)) if n > 0 => is_progress = true,
                     Poll::Ready(_) => return Poll::Ready(Err(End::Client)),
                     Poll::Pending => {}
                 }
@@ -715,7 +750,14 @@ impl Session {
         let server = &mut *attached.checkout.server;
         while let Some(reply) = server.next_reply(&mut self.output)? {
             match reply {
-                Reply::Ready { status, .. } => running.ready = Some(status),
+                Reply::Ready { status, .. } => {
+                    running.ready = Some(status);
+                    if server.pipeline().is_empty() {
+                        // The request has its one ReadyForQuery. What a server says behind it is
+                        // for nobody: `settle` finds it unclean.
+                        return Ok(());
+                    }
+                }
                 Reply::Error(error) => {
                     // The server skips what follows, and so its effects never come.
                     attached.effects.clear();
@@ -783,7 +825,10 @@ impl Session {
                     is_progress = true;
                     continue;
                 }
-                _ => break,
+                frontend::tag::TERMINATE => return Err(End::Client),
+                // Its answer, or the end of the data, is still on its way.
+                _ if running.is_copy_ended => break,
+                tag => return Err(End::Fatal(super::violation(&wire::Error::UnknownTag { tag }))),
             }
             if header.tag != frontend::tag::COPY_DATA {
                 running.is_copy_ended = true;
@@ -898,8 +943,12 @@ impl Session {
         if is_mid_frame {
             return Err(End::Broken);
         }
+        // The rest of a CopyData would be read as messages.
+        self.skip_bytes = running.copy_left;
         let is_in_block = matches!(self.block, Block::Server(_)) && !run.is_aside;
-        let mut reply = if run.may_commit || (!is_in_block && run.is_write) {
+        // A batch before its Sync may have written in an earlier piece.
+        let is_write = run.is_write || attached.is_write;
+        let mut reply = if run.may_commit || (!is_in_block && is_write) {
             refusals::outcome_unknown(shard)
         } else {
             refusals::server_lost_in_transaction(shard)
@@ -1001,8 +1050,9 @@ fn apply(
     match effect {
         Confirmed::Nothing => {}
         Confirmed::Set(changes) => {
-            for (name, value) in changes {
+            for Change { name, value, is_local } in changes {
                 match value {
+                    value if is_local => ledger.set_local(&name, value.as_deref()),
                     Some(value) => ledger.set(&name, &value),
                     None => ledger.reset(&name),
                 }
@@ -1053,8 +1103,9 @@ pub(super) fn make_real(attached: &mut Attached, refusal: ErrorReply) {
     });
 }
 
-/// The client has gone: what runs for it is cancelled, and its server is closed unless it is clean.
-pub(super) async fn abandon(attached: Box<Attached>, client: &Arc<Client>) {
+/// The client has gone: what runs for it is cancelled. Its server may be dropped then, which closes
+/// it unless it is clean.
+pub(super) async fn abandon(attached: &Attached, client: &Arc<Client>) {
     let server = &attached.checkout.server;
     if !server.pipeline().is_empty()
         && let Some(peer) = server.peer
@@ -1064,6 +1115,18 @@ pub(super) async fn abandon(attached: Box<Attached>, client: &Arc<Client>) {
     if let Some(hold) = client.on_detach() {
         hold.cancels_done().await;
     }
+}
+
+/// Settings that decide what a text means: pgward must know their values.
+fn decides_meaning(name: &str) -> bool {
+    matches!(
+        name,
+        "search_path"
+            | "role"
+            | "session_authorization"
+            | "client_encoding"
+            | "standard_conforming_strings"
+    )
 }
 
 fn pin_name(pin: crate::sql::Pin) -> &'static str {

@@ -138,7 +138,7 @@ impl Session {
             drop(tokio::time::timeout(std::time::Duration::from_secs(1), farewell).await);
         }
         if let Some(attached) = self.attached.take() {
-            Box::pin(exchange::abandon(attached, &self.client)).await;
+            Box::pin(exchange::abandon(&attached, &self.client)).await;
         }
         self.services.directory.leave(&self.client);
     }
@@ -303,10 +303,9 @@ impl Session {
 
     /// The ledger's search_path or role may have changed: names mean something else from now on.
     fn renew_names(&mut self) {
-        let settings = self.ledger.settings();
-        let path = settings.get("search_path").map_or(&*self.default_path, String::as_str);
-        let role = match settings.get("role").map(String::as_str) {
-            None | Some("none") => settings.get("session_authorization").map(String::as_str),
+        let path = self.ledger.value("search_path").unwrap_or(&self.default_path);
+        let role = match self.ledger.value("role") {
+            None | Some("none") => self.ledger.value("session_authorization"),
             role => role,
         };
         let role = role.unwrap_or(&self.user.server.user);

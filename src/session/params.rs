@@ -22,12 +22,15 @@ pub struct Ledger {
     startup_hospital: Option<HospitalId>,
     hospital: Option<HospitalId>,
     local_hospital: Option<Option<HospitalId>>,
+    /// SET LOCAL: the server holds these, and they matter here only for what names mean.
+    local: Arc<SettingsMap>,
     log: Vec<Undo>,
 }
 
 #[derive(Debug)]
 enum Undo {
     Settings(Arc<SettingsMap>),
+    Local(Arc<SettingsMap>),
     Hospital { session: Option<HospitalId>, local: Option<Option<HospitalId>> },
     Savepoint(String),
 }
@@ -58,6 +61,26 @@ impl Ledger {
         &self.current
     }
 
+    /// The value of a setting for the next statement, SET LOCAL included.
+    pub fn value(&self, name: &str) -> Option<&str> {
+        self.local.get(name).or_else(|| self.current.get(name)).map(String::as_str)
+    }
+
+    /// SET LOCAL, or set_config(.., true): until the transaction ends.
+    pub fn set_local(&mut self, name: &str, value: Option<&str>) {
+        self.log.push(Undo::Local(self.local.clone()));
+        let startup = self.startup.get(name).map(String::as_str);
+        let local = Arc::make_mut(&mut self.local);
+        match value.or(startup) {
+            Some(value) => {
+                local.insert(name.to_owned(), value.to_owned());
+            }
+            None => {
+                local.remove(name);
+            }
+        }
+    }
+
     /// The session's hospital now.
     pub fn hospital(&self) -> Option<HospitalId> {
         self.local_hospital.unwrap_or(self.hospital)
@@ -65,6 +88,7 @@ impl Ledger {
 
     /// SET, or set_config(.., false); lower-case name.
     pub fn set(&mut self, name: &str, value: &str) {
+        self.end_local(name);
         if self.current.get(name).is_some_and(|old| old == value) {
             return;
         }
@@ -75,6 +99,7 @@ impl Ledger {
 
     /// RESET: back to the value of the start.
     pub fn reset(&mut self, name: &str) {
+        self.end_local(name);
         let startup = self.startup.get(name).cloned();
         self.change(|settings| match startup {
             Some(value) => {
@@ -124,6 +149,14 @@ impl Ledger {
         self.set_hospital(self.startup_hospital, is_local);
     }
 
+    /// A SET of the session takes the place of a SET LOCAL before it.
+    fn end_local(&mut self, name: &str) {
+        if self.local.contains_key(name) {
+            self.log.push(Undo::Local(self.local.clone()));
+            Arc::make_mut(&mut self.local).remove(name);
+        }
+    }
+
     fn change(&mut self, edit: impl FnOnce(&mut SettingsMap)) {
         self.log.push(Undo::Settings(self.current.clone()));
         edit(Arc::make_mut(&mut self.current));
@@ -146,12 +179,16 @@ impl Ledger {
     pub fn commit(&mut self) {
         self.log.clear();
         self.local_hospital = None;
+        if !self.local.is_empty() {
+            self.local = Arc::default();
+        }
     }
 
     /// The transaction was rolled back.
     pub fn rollback(&mut self) {
         self.undo_down_to(0);
         self.local_hospital = None;
+        self.local = Arc::default();
     }
 
     /// Something was changed since the transaction began.
@@ -163,6 +200,7 @@ impl Ledger {
         while self.log.len() > keep {
             match self.log.pop() {
                 Some(Undo::Settings(old)) => self.current = old,
+                Some(Undo::Local(old)) => self.local = old,
                 Some(Undo::Hospital { session, local }) => {
                     self.hospital = session;
                     self.local_hospital = local;
@@ -267,6 +305,23 @@ mod tests {
         assert_eq!(ledger.hospital(), None);
         ledger.reset_hospital(false);
         assert_eq!(ledger.hospital(), id(1));
+    }
+
+    #[test]
+    fn set_local_counts_until_its_transaction_or_savepoint_ends() {
+        let mut ledger = ledger();
+        ledger.savepoint("s");
+        ledger.set_local("search_path", Some("other"));
+        assert_eq!(ledger.value("search_path"), Some("other"));
+        assert!(!ledger.settings().contains_key("search_path"), "no other server needs it");
+        ledger.rollback_to("s");
+        assert_eq!(ledger.value("search_path"), None);
+        ledger.set_local("search_path", Some("other"));
+        ledger.set("search_path", "mine");
+        assert_eq!(ledger.value("search_path"), Some("mine"));
+        ledger.set_local("search_path", Some("other"));
+        ledger.commit();
+        assert_eq!(ledger.value("search_path"), Some("mine"));
     }
 
     #[test]

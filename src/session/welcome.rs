@@ -150,17 +150,11 @@ async fn learn(
         return Ok(learnt);
     }
     let want = Want { shard: None, role: Role::Primary, hospital: None, written_at: 1 };
-    let mut checkout =
-        services.pools.checkout(pools, want).await.map_err(|error| error.to_reply())?;
-    let server = &mut checkout.server;
-    let shown = server.run_collect("SELECT pg_catalog.current_setting('search_path')").await;
-    let path = match shown {
-        Ok(Ok(rows)) => rows.into_iter().flatten().next().unwrap_or_default(),
-        _ => return Err(refusals::not_ready()),
-    };
+    let checkout = services.pools.checkout(pools, want).await.map_err(|error| error.to_reply())?;
+    let server = &checkout.server;
     let learnt = Arc::new(Learnt {
         parameters: server.parameters.clone(),
-        search_path: path.as_str().into(),
+        search_path: server.default_path.clone(),
     });
     let mut all = lock();
     all.retain(|(name, g, _)| *name != user && *g == generation);

@@ -18,3 +18,4 @@ mod route_golden;
 mod routing;
 mod server_login;
 mod tidy;
+mod transcripts;

@@ -46,7 +46,7 @@ async fn log_in(postgres: &Postgres, user: &str, secret: Option<&str>) -> String
                 found.map(|(_, value)| value.clone()).unwrap_or_default()
             };
             assert_eq!(reported("session_authorization"), user);
-            assert_eq!(reported("application_name"), "pgward");
+            assert_eq!(reported("client_encoding"), "UTF8");
             assert!(!reported("server_version").is_empty());
             "in".to_owned()
         }

@@ -84,7 +84,7 @@ async fn a_greeting_has_what_the_server_said() {
 }
 
 #[tokio::test]
-async fn the_startup_message_names_user_database_and_pgward() {
+async fn the_startup_message_names_user_database_and_how_text_is_read() {
     let (near, mut far) = tokio::io::duplex(1 << 16);
     let login = tokio::spawn(async move {
         log_in(Stream::Memory(Box::new(near)), &target(None)).await.map(|_| ())
@@ -96,7 +96,12 @@ async fn the_startup_message_names_user_database_and_pgward() {
         panic!("no StartupMessage")
     };
     assert_eq!((startup.minor, total), (0, n));
-    let want = [("user", "app"), ("database", "shard0"), ("application_name", "pgward")];
+    let want = [
+        ("user", "app"),
+        ("database", "shard0"),
+        ("client_encoding", "UTF8"),
+        ("standard_conforming_strings", "on"),
+    ];
     assert_eq!(startup.params, want);
     drop(far);
     assert!(matches!(login.await.unwrap(), Err(ConnectError::Closed | ConnectError::Io(_))));

@@ -5,7 +5,10 @@
 //! are told apart by hospital: each test makes its own hospitals.
 
 mod client;
+pub mod fake;
+pub mod notation;
 pub mod raw;
+pub mod script;
 mod shards;
 mod ward;
 
