@@ -180,36 +180,8 @@ pub fn scatter_not_yet(part: &str) -> Refusal {
 }
 
 /// A reference table must stay the same on every shard.
-pub fn reference_write(command: &str) -> Refusal {
-    Refusal::error(
-        sqlstate::FEATURE_NOT_SUPPORTED,
-        format!("{command} on a table that is the same on every shard is not supported by pgward"),
-    )
-    .with_detail("It would change one shard's copy only.")
-    .with_hint(
-        "Change each shard with a login that has `shard_access` and options=-c pgward.shard=N.",
-    )
-}
-
-/// DDL must reach every shard.
-pub fn ddl(command: &str) -> Refusal {
-    Refusal::error(
-        sqlstate::FEATURE_NOT_SUPPORTED,
-        format!("{command} over several shards is not supported by pgward"),
-    )
-    .with_detail("It would change one shard only.")
-    .with_hint(
-        "Run it on each shard with a login that has `shard_access` and options=-c pgward.shard=N.",
-    )
-}
-
-/// BEGIN, COMMIT, ... beside other statements in one Query.
-pub fn transaction_control_in_query() -> Refusal {
-    Refusal::error(
-        sqlstate::FEATURE_NOT_SUPPORTED,
-        "transaction control beside other statements in one query is not supported by pgward",
-    )
-    .with_hint("Send BEGIN, COMMIT and ROLLBACK as queries of their own.")
+pub fn reference_write(what: &str, hint: &str) -> Refusal {
+    unsupported(what, hint).with_detail("It would change one shard's copy only.")
 }
 
 /// The grammar rejects the text; the parser's own words.

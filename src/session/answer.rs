@@ -147,6 +147,7 @@ impl Session {
                 Transaction::Commit { .. } if was_pending => self.ledger.commit(),
                 Transaction::Commit { .. } | Transaction::Rollback { .. } => self.ledger.rollback(),
                 Transaction::Savepoint(name) => self.ledger.savepoint(name),
+                Transaction::Release(name) => self.ledger.release(name),
                 Transaction::RollbackTo(name) => self.ledger.rollback_to(name),
                 _ => {}
             }
@@ -221,7 +222,7 @@ impl Session {
             && !setting.from_function
             && matches!(self.block, super::Block::None)
             && self.attached.is_none())
-        .then(|| refusals::transaction_required("SET LOCAL"));
+        .then(|| refusals::no_transaction_for("SET LOCAL"));
         self.settle_implicit();
         Ok(if setting.from_function {
             Local { row: Some(("set_config".into(), shown)), ..Local::tag("SELECT 1") }

@@ -15,11 +15,11 @@ use bytes::{Bytes, BytesMut};
 use super::block::Block;
 use super::exchange::{Relayed, Run, Running, Unattached, Until, send_sync};
 use super::statements::{Kept, Statement};
-use super::{Attached, End, Session, violation};
+use super::{Attached, End, Session, params, violation};
 use crate::catalog::Snapshot;
 use crate::route::{Bound, Role, Route, Values, refusals};
 use crate::server::{Expect, Message, ServerConn};
-use crate::sql::{Access, Effect};
+use crate::sql::{Access, Effect, Transaction};
 use crate::wire::backend::{self, ErrorReply};
 use crate::wire::frontend::{self, Bind, Execute, Kind, Named, Parse, tag};
 use crate::wire::{self, HEADER_BYTES};
@@ -58,6 +58,10 @@ enum StepKind {
     Flush,
 }
 
+/// Names given away by Parse messages, with what they meant before, in the order of the messages.
+/// No name: it was closed again.
+pub(super) type GivenNames = Vec<(Option<Box<[u8]>>, Option<Arc<Statement>>)>;
+
 /// A batch, looked at and not yet sent.
 #[derive(Default)]
 struct Batch {
@@ -69,9 +73,27 @@ struct Batch {
     needs_server: bool,
     has_sync: bool,
     /// Names that this batch gave away, with what they meant before, to take back what fails.
-    named: Vec<(Box<[u8]>, Option<Arc<Statement>>)>,
+    named: GivenNames,
     portal: Option<Arc<Statement>>,
     portals: Vec<(Box<[u8]>, Arc<Statement>)>,
+    /// The settings before its first statement that was answered here.
+    ledger_before: Option<Box<params::Ledger>>,
+}
+
+impl Batch {
+    fn new(snapshot: Arc<Snapshot>, end: usize) -> Self {
+        Self { snapshot, end, ..Self::default() }
+    }
+
+    /// It rolls a block back: it needs no word of the loss of what it rolls back.
+    fn is_rollback(&self) -> bool {
+        self.steps.iter().any(|step| match &step.kind {
+            StepKind::Control(_, _, kept) => kept.analysis.statements.iter().any(|statement| {
+                matches!(statement.effect, Effect::Transaction(Transaction::Rollback { .. }))
+            }),
+            _ => false,
+        })
+    }
 }
 
 /// Values of one Bind.
@@ -138,34 +160,31 @@ impl Session {
             return self.skip(limit).await;
         }
         let Some(end) = self.batch_end(limit)? else { return Ok(false) };
-        if let Some(loss) = self.loss.take() {
-            self.refuse_batch(Batch::default(), *loss);
-            return Ok(true);
-        }
-        let mut looked = self.look_at_batch(end);
-        if let Err((Trouble::Unknown(_), _)) = looked
+        let loss = self.loss.take();
+        let mut batch = Batch::new(self.services.catalog.current(), end);
+        let mut looked = self.look_at_batch(&mut batch);
+        if let Err(Trouble::Unknown(_)) = &looked
             && self.refresh_catalog().await
         {
-            looked = self.look_at_batch(end);
+            self.take_back_names(batch.named, 0);
+            batch = Batch::new(self.services.catalog.current(), end);
+            looked = self.look_at_batch(&mut batch);
+        }
+        if let Some(loss) = loss
+            && !(looked.is_ok() && batch.is_rollback())
+        {
+            self.refuse_batch(batch, *loss).await?;
+            return Ok(true);
         }
         let mut run = Run::new(Route::Any { role: Role::Replica });
-        match looked {
-            Ok(batch) => {
-                match self.complete_run(&batch, &mut run) {
-                    Ok(()) => self.run_batch(batch, run).await?,
-                    Err(Trouble::End(end)) => return Err(end),
-                    Err(Trouble::Refused(refusal) | Trouble::Unknown(refusal)) => {
-                        self.refuse_batch(batch, refusal);
-                    }
-                }
-                Ok(true)
-            }
-            Err((Trouble::End(end), _)) => Err(end),
-            Err((Trouble::Refused(refusal) | Trouble::Unknown(refusal), batch)) => {
-                self.refuse_batch(batch, refusal);
-                Ok(true)
+        match looked.and_then(|()| self.complete_run(&batch, &mut run)) {
+            Ok(()) => self.run_batch(batch, run).await?,
+            Err(Trouble::End(end)) => return Err(end),
+            Err(Trouble::Refused(refusal) | Trouble::Unknown(refusal)) => {
+                self.refuse_batch(batch, refusal).await?;
             }
         }
+        Ok(true)
     }
 
     /// Where the gathered batch ends: behind a Sync or Flush, before a message of another kind,
@@ -214,31 +233,37 @@ impl Session {
     }
 
     /// The batch fails: its names are taken back, its rest is dropped up to its Sync.
-    fn refuse_batch(&mut self, batch: Batch, refusal: ErrorReply) {
-        self.take_back_names(batch.named, 0);
-        if !matches!(self.block, Block::Pending(_)) || self.attached.is_some() {
-            self.ledger_rollback_if_alone();
-        }
+    async fn refuse_batch(&mut self, mut batch: Batch, refusal: ErrorReply) -> Result<(), End> {
+        self.take_back_names(std::mem::take(&mut batch.named), 0);
+        self.take_back_settings(&mut batch);
         self.refuse(refusal);
-        self.is_skipping = true;
         // `skip` finds the Sync, which may be in what was gathered.
+        self.is_skipping = true;
+        // A client that asked with Flush waits for the error, and sends Sync only then.
+        let Some(mut attached) = self.attached.take() else { return Ok(()) };
+        let mut running = Running::new(false);
+        let run = Run::new(Route::Any { role: Role::Primary });
+        match self.relay(&mut attached, &mut running, Until::Settled, 0).await? {
+            Relayed::Lost => self.on_lost(attached, &run, &running),
+            _ => {
+                self.settle(attached, &run, running);
+                Ok(())
+            }
+        }
     }
 
-    /// Outside a block a failed batch takes its own settings with it.
-    fn ledger_rollback_if_alone(&mut self) {
-        if matches!(self.block, Block::None) && self.attached.is_none() {
-            self.ledger.rollback();
+    /// A failed batch takes with it what it has set here.
+    fn take_back_settings(&mut self, batch: &mut Batch) {
+        if let Some(ledger) = batch.ledger_before.take() {
+            self.ledger = *ledger;
             self.renew_names();
         }
     }
 
     /// Names given by Parse messages beyond the first `confirmed` mean again what they did before.
-    fn take_back_names(
-        &mut self,
-        named: Vec<(Box<[u8]>, Option<Arc<Statement>>)>,
-        confirmed: usize,
-    ) {
+    fn take_back_names(&mut self, named: GivenNames, confirmed: usize) {
         for (name, before) in named.into_iter().skip(confirmed).rev() {
+            let Some(name) = name else { continue };
             match before {
                 Some(statement) if !name.is_empty() => self.statements.insert(&name, statement),
                 _ => self.statements.remove(&name),
@@ -246,22 +271,23 @@ impl Session {
         }
     }
 
-    fn look_at_batch(&mut self, end: usize) -> Result<Batch, (Trouble, Batch)> {
-        let snapshot = self.services.catalog.current();
-        let mut batch = Batch { snapshot, end, ..Batch::default() };
+    /// As [`Self::take_back_names`], for a batch on its server.
+    pub(super) fn take_back_unconfirmed(&mut self, attached: &mut Attached) {
+        let confirmed = attached.checkout.server.pipeline().client_parses();
+        self.take_back_names(std::mem::take(&mut attached.named), confirmed);
+    }
+
+    fn look_at_batch(&mut self, batch: &mut Batch) -> Result<(), Trouble> {
         let mut at = 0;
-        while at < end {
-            let header = match wire::header(&self.input.as_slice()[at..], usize::MAX) {
-                Ok(Some(header)) => header,
-                _ => break,
+        while at < batch.end {
+            let Ok(Some(header)) = wire::header(&self.input.as_slice()[at..], usize::MAX) else {
+                break;
             };
             let frame = at..at + header.total;
             at = frame.end;
-            if let Err(trouble) = self.look_at_message(&mut batch, header.tag, frame) {
-                return Err((trouble, batch));
-            }
+            self.look_at_message(batch, header.tag, frame)?;
         }
-        Ok(batch)
+        Ok(())
     }
 
     fn look_at_message(
@@ -335,7 +361,7 @@ impl Session {
         }
         let name: Box<[u8]> = parse.name.into();
         self.statements.insert(&name, statement.clone());
-        batch.named.push((name, before));
+        batch.named.push((Some(name), before));
         Ok(match self.place(&kept) {
             Place::Server => {
                 // A text that no login could ever run is refused now, not at its Bind.
@@ -465,7 +491,8 @@ impl Session {
                 if message == Message::Describe {
                     Self::describe_locally(only).write_description(&mut out);
                 } else {
-                    let local = self.execute_locally(only, &kept, batch)?;
+                    let text = statement.sql().to_owned();
+                    let local = self.execute_locally(only, &kept, batch, &text)?;
                     local.write_result(&mut out);
                 }
                 Ok(StepKind::Local(message, out.freeze()))
@@ -478,17 +505,18 @@ impl Session {
         &mut self,
         only: &crate::sql::Statement,
         kept: &Kept,
-        batch: &Batch,
+        batch: &mut Batch,
+        text: &str,
     ) -> Result<super::answer::Local, Trouble> {
-        let text = batch.portal.as_ref().map(|s| s.sql().to_owned()).unwrap_or_default();
+        batch.ledger_before.get_or_insert_with(|| Box::new(self.ledger.clone()));
         let bind = batch.steps.iter().rev().find_map(|step| match step.kind {
             StepKind::Local(Message::Bind, _) => Some(step.frame.clone()),
             _ => None,
         });
-        let Some(frame) = bind else { return Ok(self.answer(only, &NoValues(kept), &text)?) };
+        let Some(frame) = bind else { return Ok(self.answer(only, &NoValues(kept), text)?) };
         let body = self.input.as_slice()[frame.start + HEADER_BYTES..frame.end].to_vec();
         let values = BindValues { bind: Bind::read(&body)?, kept };
-        Ok(self.answer(only, &values, &text)?)
+        Ok(self.answer(only, &values, text)?)
     }
 
     fn look_at_describe(
@@ -526,12 +554,12 @@ impl Session {
         let named = Named::read_close(&self.input.as_slice()[body])?;
         Ok(match named.kind {
             Kind::Statement => {
-                let name: Box<[u8]> = named.name.into();
-                let before = self.statements.get(&name).cloned();
-                self.statements.remove(&name);
-                // Close is not undone by a failure; a Parse of the name before it is no more.
-                batch.named.retain(|(n, _)| *n != name);
-                drop(before);
+                self.statements.remove(named.name);
+                // Close is not undone by a failure; a Parse of the name before it is no more. It
+                // keeps its place: replies are counted.
+                let of_name = |name: &Option<Box<[u8]>>| name.as_deref() == Some(named.name);
+                let given = batch.named.iter_mut().filter(|(name, _)| of_name(name));
+                given.for_each(|(name, _)| *name = None);
                 StepKind::CloseStatement
             }
             Kind::Portal if self.attached.is_some() || batch.needs_server => {
@@ -586,7 +614,7 @@ impl Session {
         Ok(())
     }
 
-    async fn run_batch(&mut self, batch: Batch, mut run: Run) -> Result<(), End> {
+    async fn run_batch(&mut self, mut batch: Batch, mut run: Run) -> Result<(), End> {
         if !batch.needs_server && self.attached.is_none() {
             self.answer_batch(batch);
             return Ok(());
@@ -596,8 +624,8 @@ impl Session {
                 Ok(attached) => attached,
                 Err(Unattached::End(end)) => return Err(end),
                 Err(unattached) => {
-                    self.take_back_names(batch.named, 0);
-                    self.ledger_rollback_if_alone();
+                    self.take_back_names(batch.named.split_off(0), 0);
+                    self.take_back_settings(&mut batch);
                     self.on_unattached(unattached)?;
                     self.is_skipping = true;
                     return Ok(());
@@ -616,23 +644,23 @@ impl Session {
             let until = if is_flushed { Until::Settled } else { Until::Sent };
             let mut running = Running::new(may_rerun);
             let relayed = self.relay(&mut attached, &mut running, until, kept).await?;
-            let confirmed = attached.checkout.server.pipeline().client_parses();
+            if let Relayed::Rerun = relayed {
+                self.rerun_on_primary(attached, &mut run);
+                continue;
+            }
+            self.input.advance(kept);
+            attached.named.append(&mut batch.named);
             match relayed {
-                Relayed::Rerun => {
-                    self.rerun_on_primary(attached, &mut run);
-                    continue;
-                }
-                Relayed::Done => {
-                    self.input.advance(kept);
+                Relayed::Rerun | Relayed::Done => {
                     if running.has_failed {
-                        self.take_back_names(batch.named, confirmed);
+                        self.take_back_unconfirmed(&mut attached);
+                        self.take_back_settings(&mut batch);
                         self.is_skipping = running.ready.is_none();
                     }
                     self.settle(attached, &run, running);
                 }
                 Relayed::Lost => {
-                    self.input.advance(kept);
-                    self.take_back_names(batch.named, confirmed);
+                    self.take_back_settings(&mut batch);
                     self.on_lost(attached, &run, &running)?;
                     if batch.has_sync {
                         let status = self.block.status();

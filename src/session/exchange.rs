@@ -48,6 +48,8 @@ pub(super) struct Run {
     pub is_write: bool,
     /// It may end a transaction, so that its loss leaves the outcome unknown.
     pub may_commit: bool,
+    /// It ends a transaction, or may: the server's word on what is left counts.
+    pub may_end: bool,
     /// It may change what can't be seen.
     pub is_opaque: bool,
     /// What its statements do to the session, in order; empty if none does anything.
@@ -86,6 +88,7 @@ impl Run {
             route,
             is_write: false,
             may_commit: false,
+            may_end: false,
             is_opaque: false,
             effects: VecDeque::new(),
             is_aside: false,
@@ -103,6 +106,7 @@ impl Run {
             analysis.statements.iter().any(|statement| statement.effect != Effect::None);
         for statement in &analysis.statements {
             self.is_write |= matches!(statement.access, Access::Write(_));
+            self.is_opaque |= is_unread(statement);
             if has_effects {
                 let effect = self.confirmed(session, &statement.effect, values)?;
                 self.effects.push_back(effect);
@@ -121,6 +125,7 @@ impl Run {
         let mut effect = Confirmed::Nothing;
         for statement in &analysis.statements {
             self.is_write |= matches!(statement.access, Access::Write(_));
+            self.is_opaque |= is_unread(statement);
             effect = self.confirmed(session, &statement.effect, values)?;
         }
         self.effects.push_back(effect);
@@ -175,6 +180,8 @@ impl Run {
             }
             Effect::Transaction(control) => {
                 self.may_commit |= matches!(control, Transaction::Commit { .. });
+                self.may_end |=
+                    matches!(control, Transaction::Commit { .. } | Transaction::Rollback { .. });
                 Confirmed::Control(control.clone())
             }
             Effect::Ddl => Confirmed::Ddl,
@@ -194,6 +201,7 @@ impl Run {
             Effect::Opaque => {
                 self.is_opaque = true;
                 self.may_commit = true;
+                self.may_end = true;
                 Confirmed::Nothing
             }
             _ => Confirmed::Nothing,
@@ -358,6 +366,7 @@ impl Session {
             // Only where nothing is guarded: pgward does not follow blocks within one string.
             run.is_opaque = true;
             run.may_commit = true;
+            run.may_end = true;
         }
         Ok(Look::Run(run))
     }
@@ -481,6 +490,8 @@ impl Session {
             portals: Vec::new(),
             since: std::time::Instant::now(),
             effects: VecDeque::new(),
+            named: Vec::new(),
+            has_failed: false,
         });
         self.bring_settings(&mut attached).await?;
         Ok(attached)
@@ -692,10 +703,9 @@ impl Session {
                 Poll::Ready(Err(_)) | Poll::Pending => false,
             };
             server.synthesize_into(&mut self.output);
-            if self.output.len() < OUTPUT_BYTES_MAX {
-                if self.take_replies(attached, running).is_err() {
-                    return Poll::Ready(Ok(running.on_lost(attached)));
-                }
+            if self.output.len() < OUTPUT_BYTES_MAX && self.take_replies(attached, running).is_err()
+            {
+                return Poll::Ready(Ok(running.on_lost(attached)));
             }
             if running.wants_rerun && running.ready.is_some() {
                 return Poll::Ready(Ok(Relayed::Rerun));
@@ -764,6 +774,7 @@ impl Session {
                     let role = server_role(attached.checkout.role);
                     self.services.metrics.on_error(attached.checkout.shard.0, role, error.code());
                     running.has_failed = true;
+                    attached.has_failed = true;
                     if error.is_fatal {
                         running.last_words = Some(error.code().to_owned());
                         return Err(server::Error::Closed);
@@ -838,7 +849,7 @@ impl Session {
     }
 
     /// A request has run: keeps the server in a transaction, else lets it go.
-    pub(super) fn settle(&mut self, attached: Box<Attached>, run: &Run, mut running: Running) {
+    pub(super) fn settle(&mut self, mut attached: Box<Attached>, run: &Run, mut running: Running) {
         if running.is_ddl {
             self.services.catalog.request_refresh();
         }
@@ -847,24 +858,34 @@ impl Session {
             self.skip_bytes = running.copy_left;
             running.copy_left = 0;
         }
+        let has_failed = attached.has_failed;
+        if running.ready.is_some() {
+            attached.has_failed = false;
+            attached.named.clear();
+        }
         match running.ready {
             // A batch before its Sync.
             None => self.attached = Some(attached),
             Some(TxnStatus::Idle) => {
-                if running.has_failed {
+                if has_failed {
                     self.ledger.rollback();
                 } else if self.ledger.is_changed() && !run.is_aside {
                     self.ledger.commit();
                 }
                 if run.is_aside {
-                    if running.has_failed {
+                    if has_failed {
                         self.block.fail();
                     }
+                    self.patch_status();
+                } else if has_failed && !run.may_end && matches!(self.block, Block::Server(_)) {
+                    // BEGIN failed, behind the client's back: it believes in a block, and what
+                    // comes next must not run, and commit, by itself.
+                    self.block.lose();
                     self.patch_status();
                 } else {
                     self.block = Block::None;
                 }
-                if running.has_changed || running.has_failed {
+                if running.has_changed || has_failed {
                     self.renew_names();
                 }
                 if attached.is_write && attached.checkout.role == Role::Primary {
@@ -933,10 +954,11 @@ impl Session {
     /// The server is gone: one error that tells the truth, and the client stays.
     pub(super) fn on_lost(
         &mut self,
-        attached: Box<Attached>,
+        mut attached: Box<Attached>,
         run: &Run,
         running: &Running,
     ) -> Result<(), End> {
+        self.take_back_unconfirmed(&mut attached);
         let (shard, hospital) = (attached.checkout.shard, attached.bound.hospital);
         let is_mid_frame = attached.checkout.server.is_mid_frame();
         self.client.on_detach();
@@ -994,6 +1016,11 @@ impl Session {
         let Some(mut attached) = self.attached.take() else { return Ok(()) };
         let mut running = Running::new(false);
         let news = self.take_replies(&mut attached, &mut running);
+        if running.has_failed {
+            // The rest of a long batch: its Sync is still to come.
+            self.take_back_unconfirmed(&mut attached);
+            self.is_skipping = attached.checkout.server.pipeline().is_unsynced();
+        }
         if news.is_ok() && !attached.checkout.server.is_broken() {
             self.attached = Some(attached);
             return Ok(());
@@ -1066,6 +1093,7 @@ fn apply(
             // COMMIT of a failed transaction is a ROLLBACK, and says so.
             Transaction::Commit { .. } | Transaction::Rollback { .. } => ledger.rollback(),
             Transaction::Savepoint(name) => ledger.savepoint(&name),
+            Transaction::Release(name) => ledger.release(&name),
             Transaction::RollbackTo(name) => ledger.rollback_to(&name),
             _ => {}
         },
@@ -1097,6 +1125,7 @@ pub(super) fn send_sync(server: &mut ServerConn) {
 /// refusal takes the place of its error.
 pub(super) fn make_real(attached: &mut Attached, refusal: ErrorReply) {
     let server = &mut *attached.checkout.server;
+    server.begin_request(false);
     server.prepared.parse_unnamed(None);
     server.send(Message::Parse, Expect::Refuse(Box::new(refusal)), |out| {
         frontend::write_parse(out, b"", REFUSED_TEXT, std::iter::empty());
@@ -1115,6 +1144,13 @@ pub(super) async fn abandon(attached: &Attached, client: &Arc<Client>) {
     if let Some(hold) = client.on_detach() {
         hold.cancels_done().await;
     }
+}
+
+/// Routed though it could not be classified, where nothing is guarded: only of queries are all
+/// expressions read, so what another statement does to settings is not known.
+fn is_unread(statement: &crate::sql::Statement) -> bool {
+    let is_query = matches!(statement.command, "SELECT" | "INSERT" | "UPDATE" | "DELETE");
+    !statement.problems.is_empty() && !is_query
 }
 
 /// Settings that decide what a text means: pgward must know their values.

@@ -124,6 +124,10 @@ pub(crate) struct Attached {
     since: std::time::Instant,
     /// What the statements under way do to the session, in the order of their replies.
     effects: std::collections::VecDeque<exchange::Confirmed>,
+    /// Names that the batch under way gave away, whose Parse may still fail.
+    named: batch::GivenNames,
+    /// Something failed since the last ReadyForQuery: the server skips up to Sync, and rolls back.
+    has_failed: bool,
 }
 
 impl Session {

@@ -15,7 +15,7 @@ use crate::shard_map::HospitalId;
 pub const HOSPITAL: &str = "pgward.hospital_id";
 
 /// A session's settings.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Ledger {
     startup: Arc<SettingsMap>,
     current: Arc<SettingsMap>,
@@ -27,7 +27,7 @@ pub struct Ledger {
     log: Vec<Undo>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 enum Undo {
     Settings(Arc<SettingsMap>),
     Local(Arc<SettingsMap>),
@@ -167,6 +167,16 @@ impl Ledger {
         self.log.push(Undo::Savepoint(name.to_owned()));
     }
 
+    /// RELEASE: the savepoint is gone with those behind it; what came behind it stays.
+    pub fn release(&mut self, name: &str) {
+        let is_savepoint = |undo: &Undo| matches!(undo, Undo::Savepoint(n) if n == name);
+        if let Some(at) = self.log.iter().rposition(is_savepoint) {
+            let mut behind = self.log.split_off(at);
+            behind.retain(|undo| !matches!(undo, Undo::Savepoint(_)));
+            self.log.append(&mut behind);
+        }
+    }
+
     /// ROLLBACK TO: undoes what came behind the savepoint, which stays.
     pub fn rollback_to(&mut self, name: &str) {
         let is_savepoint = |undo: &Undo| matches!(undo, Undo::Savepoint(n) if n == name);
@@ -286,6 +296,19 @@ mod tests {
         ledger.rollback_to("s");
         assert_eq!(ledger.settings()["a"], "2");
         ledger.rollback();
+        assert!(!ledger.settings().contains_key("a"));
+    }
+
+    #[test]
+    fn a_released_savepoint_leaves_its_elder_namesake() {
+        let mut ledger = ledger();
+        ledger.savepoint("s");
+        ledger.set("a", "1");
+        ledger.savepoint("s");
+        ledger.set("a", "2");
+        ledger.release("s");
+        assert_eq!(ledger.settings()["a"], "2");
+        ledger.rollback_to("s");
         assert!(!ledger.settings().contains_key("a"));
     }
 

@@ -206,6 +206,7 @@ async fn settings_follow_their_client_and_reach_no_other() {
     );
     for _ in 0..3 {
         assert_eq!(value(&one, &sql).await, "12345ms|mine|4MB");
+        // And not the name of the client before it.
         assert_eq!(value(&two, &sql).await, "0||4MB");
     }
     assert_eq!(value(&one, "SHOW statement_timeout").await, "12345ms");

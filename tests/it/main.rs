@@ -8,6 +8,7 @@ mod demo;
 mod drivers;
 mod failures;
 mod fleet;
+mod keys_hold;
 mod local;
 mod login_transcripts;
 mod operations;

@@ -104,7 +104,8 @@ fn play(case: &str) -> String {
             scene.mark();
         }
         let left = scene.end().await;
-        let wanted: Vec<String> = expected.take_while(|line| is_told(line)).map(|line| expand(&line)).collect();
+        let wanted: Vec<String> =
+            expected.take_while(|line| is_told(line)).map(|line| expand(&line)).collect();
         scene.settle((!is_update).then_some(&wanted)).await;
         talk.extend(scene.tell().iter().map(|line| contract(line)));
         talk.push(left);

@@ -155,7 +155,10 @@ enum After {
     /// ReadyForQuery.
     Ready,
     /// The server's own answer to this text, then that.
-    Run { sql: String, is_query: bool },
+    Run {
+        sql: String,
+        is_query: bool,
+    },
 }
 
 #[derive(Debug, PartialEq, Clone, Copy)]
@@ -226,7 +229,7 @@ impl Connection {
             while self.held.is_none() && !self.must_close {
                 let Ok(Some((tag, body))) = wire::peek(&input[at..], 1 << 30) else { break };
                 at += body.len() + wire::HEADER_BYTES;
-                self.on_message(tag, &body.to_vec());
+                self.on_message(tag, body);
             }
             input.drain(..at);
             self.flush(&mut stream).await;
@@ -279,7 +282,8 @@ impl Connection {
     }
 
     async fn flush(&mut self, stream: &mut TcpStream) {
-        let prefix = [("> ", std::mem::take(&mut self.heard)), ("< ", std::mem::take(&mut self.said))];
+        let prefix =
+            [("> ", std::mem::take(&mut self.heard)), ("< ", std::mem::take(&mut self.said))];
         for (arrow, words) in prefix {
             if !words.is_empty() {
                 self.is_visible = true;
@@ -335,7 +339,8 @@ impl Connection {
     fn on_message(&mut self, tag: u8, body: &[u8]) {
         let shown = shown_frontend(tag, body);
         if shown == format!("Query(\"{SEARCH_PATH}\")") {
-            let line = "RowDescription DataRow(\"public\") CommandComplete(\"SELECT 1\") ReadyForQuery(I)";
+            let line =
+                "RowDescription DataRow(\"public\") CommandComplete(\"SELECT 1\") ReadyForQuery(I)";
             self.out.extend(words(line).iter().flat_map(backend));
             return;
         }
@@ -359,7 +364,8 @@ impl Connection {
             b'X' => self.must_close = true,
             _ if self.is_skipping => {}
             b'Q' => {
-                let sql = String::from_utf8_lossy(body.strip_suffix(b"\0").unwrap_or(body)).into_owned();
+                let sql =
+                    String::from_utf8_lossy(body.strip_suffix(b"\0").unwrap_or(body)).into_owned();
                 match self.stage.rule(&self.host, "Query", &sql) {
                     Some(answer) => {
                         let after = After::Run { sql, is_query: true };
@@ -406,10 +412,15 @@ impl Connection {
                     None => self.error(if is_statement { "26000" } else { "34000" }, false),
                     Some(sql) => {
                         if is_statement {
-                            let count = (1..10).take_while(|n| sql.contains(&format!("${n}"))).count();
+                            let count =
+                                (1..10).take_while(|n| sql.contains(&format!("${n}"))).count();
                             self.say_words(&format!("ParameterDescription({count})"));
                         }
-                        self.say_words(if answers_rows(&sql) { "RowDescription" } else { "NoData" });
+                        self.say_words(if answers_rows(&sql) {
+                            "RowDescription"
+                        } else {
+                            "NoData"
+                        });
                     }
                 }
             }

@@ -141,14 +141,12 @@ pub fn backend(word: &Word) -> Vec<u8> {
             };
             let said = if arg(2).is_empty() { "said by the server" } else { arg(2) };
             let routine = if arg(3).is_empty() { "routine" } else { arg(3) };
-            let fields =
-                format!("S{severity}\0V{severity}\0C{}\0M{said}\0R{routine}\0\0", arg(0));
+            let fields = format!("S{severity}\0V{severity}\0C{}\0M{said}\0R{routine}\0\0", arg(0));
             message(tag, &[fields.as_bytes()])
         }
-        "RowDescription" => message(
-            b'T',
-            &[b"\0\x01a\0\0\0\0\0\0\0\0\0\0\x19\xff\xff\xff\xff\xff\xff\0\0"],
-        ),
+        "RowDescription" => {
+            message(b'T', &[b"\0\x01a\0\0\0\0\0\0\0\0\0\0\x19\xff\xff\xff\xff\xff\xff\0\0"])
+        }
         "DataRow" => {
             let value = match arg(0).strip_suffix(" bytes") {
                 Some(count) => vec![b'x'; count.parse().expect("a count")],

@@ -30,7 +30,7 @@ use super::fake::{self, Stage};
 use super::notation::{frontend, shown_backend, startup, words};
 
 /// How long what is expected may take.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(8);
 /// Nothing for this long means that nothing comes.
 const SILENCE: Duration = Duration::from_millis(120);
 /// From here on a message that is not whole yet is worth a word.
@@ -138,7 +138,8 @@ impl Scene {
                 false => String::new(),
             };
             let (first, last) = (100 * id / shards, 100 * (id + 1) / shards - 1);
-            let buckets = if first == last { format!("{first}") } else { format!("{first}-{last}") };
+            let buckets =
+                if first == last { format!("{first}") } else { format!("{first}-{last}") };
             write!(
                 map,
                 "[[shard]]\nid = {id}\nregion = \"r{id}\"\nbuckets = \"{buckets}\"\n\
@@ -264,7 +265,8 @@ impl Scene {
         }
         loop {
             let pools = self.services.pools.all();
-            let is_free = pools.iter().all(|pool| pool.gate().load(std::time::Instant::now()).taken == 0);
+            let is_free =
+                pools.iter().all(|pool| pool.gate().load(std::time::Instant::now()).taken == 0);
             if is_free && self.services.directory.is_empty() {
                 let mut idle = BTreeMap::new();
                 for pool in pools {
@@ -272,7 +274,8 @@ impl Scene {
                     let host = &self.hosts[&pool.target().address.port];
                     idle.insert(host.clone(), open);
                 }
-                let idle: Vec<_> = idle.iter().map(|(host, open)| format!("{host} {open}")).collect();
+                let idle: Vec<_> =
+                    idle.iter().map(|(host, open)| format!("{host} {open}")).collect();
                 return format!("= idle: {}", idle.join(", "));
             }
             if Instant::now() > deadline {
