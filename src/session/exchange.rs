@@ -489,7 +489,12 @@ impl Session {
         let written_at = self.must_see(hospital);
         let want = Want { shard, role, hospital, written_at };
         let map = self.services.map.current();
-        let checkout = self.wait_for_server(want).await?;
+        let checkout = match self.services.pools.checkout_now(&self.pools, want) {
+            Some(checkout) => checkout,
+            // Boxed: its state is large, and most requests find a server at once.
+            None => Box::pin(self.wait_for_server(want)).await?,
+        };
+        self.hold(&checkout)?;
         if role == Role::Replica
             && checkout.role == Role::Primary
             && self.has_replicas(&map, &checkout)
@@ -537,10 +542,10 @@ impl Session {
 
     /// Waits for a server; a cancel, or the client's end, ends the wait.
     async fn wait_for_server(&mut self, want: Want) -> Result<pool::Checkout, Unattached> {
-        let services = self.services.clone();
         let client = self.client.clone();
-        let pools = self.pools.clone();
         client.on_wait();
+        let services = self.services.clone();
+        let pools = self.pools.clone();
         let mut checkout = std::pin::pin!(services.pools.checkout(&pools, want));
         let mut woken = std::pin::pin!(client.woken());
         let outcome = std::future::poll_fn(|cx| {
@@ -572,28 +577,26 @@ impl Session {
             Poll::Pending
         })
         .await;
-        let checkout = match outcome {
-            Ok(Ok(checkout)) => checkout,
-            Ok(Err(error)) => {
-                client.on_detach();
-                return Err(Unattached::Refused(pool_reply(&error)));
-            }
-            Err(unattached) => {
-                client.on_detach();
-                return Err(unattached);
-            }
+        let refusal = match outcome {
+            Ok(Ok(checkout)) => return Ok(checkout),
+            Ok(Err(error)) => Unattached::Refused(pool_reply(&error)),
+            Err(unattached) => unattached,
         };
-        let target = CancelTarget {
-            peer: checkout.server.peer,
-            pid: checkout.server.pid,
-            key: checkout.server.key.clone(),
-        };
-        if !client.on_attach(target) {
-            client.on_detach();
-            return Err(Unattached::Refused(refusals::cancelled()));
+        client.on_detach();
+        Err(refusal)
+    }
+
+    /// The client holds a server from now on: a cancel of its goes there.
+    fn hold(&self, checkout: &pool::Checkout) -> Result<(), ErrorReply> {
+        let server = &checkout.server;
+        let target =
+            CancelTarget { peer: server.peer, pid: server.pid, key: server.key.clone() };
+        if !self.client.on_attach(target) {
+            self.client.on_detach();
+            return Err(refusals::cancelled());
         }
-        checkout.server.entry().client.store(client.pid, std::sync::atomic::Ordering::Relaxed);
-        Ok(checkout)
+        server.entry().client.store(self.client.pid, std::sync::atomic::Ordering::Relaxed);
+        Ok(())
     }
 
     /// Gives the server the session's settings. A round trip of its own, and only where they
