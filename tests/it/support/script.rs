@@ -267,7 +267,12 @@ impl Scene {
             let pools = self.services.pools.all();
             let is_free =
                 pools.iter().all(|pool| pool.gate().load(std::time::Instant::now()).taken == 0);
-            if is_free && self.services.directory.is_empty() {
+            let open: usize = pools
+                .iter()
+                .map(|pool| pool.counters().open.load(std::sync::atomic::Ordering::SeqCst))
+                .sum();
+            let is_seen = open == self.stage.open();
+            if is_free && is_seen && self.services.directory.is_empty() {
                 let mut idle = BTreeMap::new();
                 for pool in pools {
                     let open = pool.counters().open.load(std::sync::atomic::Ordering::SeqCst);
@@ -393,7 +398,8 @@ impl Client {
             }
             rest = &rest[body.len() + wire::HEADER_BYTES..];
         }
-        self.told = heard.bytes.len() - rest.len();
+        // Half a message is told when it is whole, or that it never will be.
+        self.told = heard.bytes.len() - if heard.is_closed { 0 } else { rest.len() };
         self.is_end_told |= heard.is_closed;
     }
 }
