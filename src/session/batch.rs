@@ -24,6 +24,12 @@ use crate::wire::backend::{self, ErrorReply};
 use crate::wire::frontend::{self, Bind, Execute, Kind, Named, Parse, tag};
 use crate::wire::{self, HEADER_BYTES};
 
+/// Replies of pgward's own that say nothing but that it was done.
+const PARSE_COMPLETE: Bytes = Bytes::from_static(b"1\0\0\0\x04");
+const BIND_COMPLETE: Bytes = Bytes::from_static(b"2\0\0\0\x04");
+const CLOSE_COMPLETE: Bytes = Bytes::from_static(b"3\0\0\0\x04");
+/// Messages of a usual batch: Parse, Bind, Describe, Execute, Sync.
+const STEPS_USUAL: usize = 6;
 /// Declared parameter types that a Parse may carry (Postgres's own limit).
 const TYPES_MAX: usize = 65_535;
 
@@ -71,7 +77,6 @@ pub(super) struct Portal {
 }
 
 /// A batch, looked at and not yet sent.
-#[derive(Default)]
 struct Batch {
     /// What names mean throughout it.
     snapshot: Arc<Snapshot>,
@@ -98,7 +103,22 @@ struct Batch {
 
 impl Batch {
     fn new(snapshot: Arc<Snapshot>, end: usize) -> Self {
-        Self { snapshot, end, ..Self::default() }
+        Self {
+            snapshot,
+            steps: Vec::with_capacity(STEPS_USUAL),
+            end,
+            route: None,
+            needs_server: false,
+            has_sync: false,
+            named: Vec::new(),
+            portal: None,
+            portals: Vec::new(),
+            bound: Vec::new(),
+            closed: Vec::new(),
+            changes_names: false,
+            begins: None,
+            ledger_before: None,
+        }
     }
 
     /// It rolls a block back: it needs no word of the loss of what it rolls back.
@@ -389,7 +409,7 @@ impl Session {
                 batch.needs_server = true;
                 StepKind::Parse(statement)
             }
-            Place::Local => StepKind::Local(Message::Parse, local(backend::write_parse_complete)),
+            Place::Local => StepKind::Local(Message::Parse, PARSE_COMPLETE),
             Place::Control => StepKind::Control(Message::Parse, statement, kept),
         })
     }
@@ -469,7 +489,7 @@ impl Session {
         }
         Ok(match place {
             Place::Server => StepKind::Bind(statement),
-            Place::Local => StepKind::Local(Message::Bind, local(backend::write_bind_complete)),
+            Place::Local => StepKind::Local(Message::Bind, BIND_COMPLETE),
             Place::Control => {
                 if let Some(Effect::Transaction(Transaction::Begin(modes))) =
                     kept.analysis.statements.first().map(|statement| &statement.effect)
@@ -599,7 +619,7 @@ impl Session {
                 batch.needs_server = true;
                 StepKind::Portal(Message::Close)
             }
-            Kind::Portal => StepKind::Local(Message::Close, local(backend::write_close_complete)),
+            Kind::Portal => StepKind::Local(Message::Close, CLOSE_COMPLETE),
         })
     }
 
@@ -879,7 +899,7 @@ impl Session {
                     });
                 }
                 StepKind::CloseStatement => {
-                    server.synthesize(Message::Close, local(backend::write_close_complete));
+                    server.synthesize(Message::Close, CLOSE_COMPLETE);
                 }
                 StepKind::Local(message, bytes) => server.synthesize(*message, bytes.clone()),
                 StepKind::Sync => send_sync(server),
@@ -934,7 +954,7 @@ fn emit_parse<'s>(
 ) -> &'s [u8] {
     if server.prepared.touch(statement.id) {
         if is_client {
-            server.synthesize(Message::Parse, local(backend::write_parse_complete));
+            server.synthesize(Message::Parse, PARSE_COMPLETE);
         }
         return statement.server_name.as_bytes();
     }
@@ -956,13 +976,6 @@ fn emit_parse<'s>(
         });
     }
     name
-}
-
-/// The bytes of one reply.
-fn local(write: impl FnOnce(&mut BytesMut)) -> Bytes {
-    let mut out = BytesMut::with_capacity(8);
-    write(&mut out);
-    out.freeze()
 }
 
 /// A name as the client wrote it, for an error about it.

@@ -589,8 +589,7 @@ impl Session {
     /// The client holds a server from now on: a cancel of its goes there.
     fn hold(&self, checkout: &pool::Checkout) -> Result<(), ErrorReply> {
         let server = &checkout.server;
-        let target =
-            CancelTarget { peer: server.peer, pid: server.pid, key: server.key.clone() };
+        let target = CancelTarget { peer: server.peer, pid: server.pid, key: server.key.clone() };
         if !self.client.on_attach(target) {
             self.client.on_detach();
             return Err(refusals::cancelled());

@@ -130,6 +130,13 @@ pub(crate) struct Attached {
     has_failed: bool,
 }
 
+impl Drop for Session {
+    /// However it ended, a panic included, nobody finds it any more.
+    fn drop(&mut self) {
+        self.services.directory.leave(&self.client);
+    }
+}
+
 impl Session {
     /// The request loop, to the session's end.
     pub async fn run(mut self) {
@@ -144,7 +151,6 @@ impl Session {
         if let Some(attached) = self.attached.take() {
             Box::pin(exchange::abandon(&attached, &self.client)).await;
         }
-        self.services.directory.leave(&self.client);
     }
 
     async fn serve(&mut self) -> End {
@@ -186,8 +192,14 @@ impl Session {
                     drop(read);
                     return Poll::Ready(Ok(()));
                 }
-            } else if woken.as_mut().poll(cx).is_ready() && client.is_killed() {
-                return Poll::Ready(Err(End::Fatal(refusals::drained())));
+            } else {
+                while woken.as_mut().poll(cx).is_ready() {
+                    if client.is_killed() {
+                        return Poll::Ready(Err(End::Fatal(refusals::drained())));
+                    }
+                    // A cancel that came too late: the next wake may be the one that counts.
+                    woken.set(client.woken());
+                }
             }
             Poll::Pending
         })
