@@ -404,6 +404,16 @@ pub fn server_lost_in_transaction(shard: ShardId) -> Refusal {
     .with_hint("Roll back and run the transaction again.")
 }
 
+/// The server was lost while it answered a read outside a transaction.
+pub fn server_lost_reading(shard: ShardId) -> Refusal {
+    Refusal::error(
+        sqlstate::SERIALIZATION_FAILURE,
+        format!("the server of shard {shard} was lost while it answered"),
+    )
+    .with_detail("The statement only reads; rows that came before this error may not be all.")
+    .with_hint("Run it again.")
+}
+
 /// The server was lost and nobody knows what became of the statement.
 pub fn outcome_unknown(shard: ShardId) -> Refusal {
     Refusal::error(

@@ -598,6 +598,11 @@ impl Session {
         Ok(())
     }
 
+    /// Detaches from a server that goes back at once; one with a cancel on its way is closed.
+    fn let_go(&self, server: &mut ServerConn) {
+        server.is_opaque |= self.client.on_detach().is_some();
+    }
+
     /// Gives the server the session's settings. A round trip of its own, and only where they
     /// differ: were it part of the request, a setting that fails would have to undo the request.
     async fn bring_settings(&mut self, attached: &mut Attached) -> Result<(), Unattached> {
@@ -620,11 +625,11 @@ impl Session {
             match server.run(&sql).await {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => {
-                    self.client.on_detach();
+                    self.let_go(server);
                     return Err(Unattached::Server(error));
                 }
                 Err(_) => {
-                    self.client.on_detach();
+                    self.let_go(server);
                     let shard = attached.checkout.shard;
                     return Err(Unattached::Refused(refusals::no_server(shard)));
                 }
@@ -1022,8 +1027,10 @@ impl Session {
         let is_write = run.is_write || attached.is_write;
         let mut reply = if run.may_commit || (!is_in_block && is_write) {
             refusals::outcome_unknown(shard)
-        } else {
+        } else if is_in_block || run.is_aside {
             refusals::server_lost_in_transaction(shard)
+        } else {
+            refusals::server_lost_reading(shard)
         };
         if let Some(code) = &running.last_words {
             reply = reply.with_detail(format!("The server's last word was {code}."));

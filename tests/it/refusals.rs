@@ -213,6 +213,11 @@ fn every_refusal_has_its_words() {
             server_lost_in_transaction(shard),
         ),
         (
+            "server_lost_reading",
+            "the server was lost while it answered a read outside a transaction",
+            server_lost_reading(shard),
+        ),
+        (
             "outcome_unknown",
             "the server was lost while it ran COMMIT, or a statement outside a transaction that may write",
             outcome_unknown(shard),
