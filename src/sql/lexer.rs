@@ -10,9 +10,11 @@
 use std::borrow::Cow;
 
 mod hint;
+mod runs;
 mod spans;
 
 use hint::Hint;
+use runs::{Class, class, find_byte, is_ident, run_end};
 use spans::Spans;
 
 /// Spans kept without allocating.
@@ -211,61 +213,14 @@ fn join_pieces(raw: &str) -> String {
     value
 }
 
-/// What a byte may begin.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Class {
-    Other,
-    Space,
-    Ident,
-    Digit,
-    Quote,
-    DoubleQuote,
-    Dollar,
-    Dash,
-    Slash,
-    Dot,
-}
+/// What a statement begins with whose literals are values; `with` is another.
+const VALUE_WORDS: [u64; 5] =
+    [lower(b"select"), lower(b"insert"), lower(b"update"), lower(b"delete"), lower(b"values")];
 
-const CLASS: [Class; 256] = {
-    let mut table = [Class::Other; 256];
-    let mut b = 0;
-    while b < 256 {
-        table[b] = match b as u8 {
-            b' ' | b'\t' | b'\n' | b'\r' | 0x0c => Class::Space,
-            b'A'..=b'Z' | b'a'..=b'z' | b'_' | 0x80..=0xff => Class::Ident,
-            b'0'..=b'9' => Class::Digit,
-            b'\'' => Class::Quote,
-            b'"' => Class::DoubleQuote,
-            b'$' => Class::Dollar,
-            b'-' => Class::Dash,
-            b'/' => Class::Slash,
-            b'.' => Class::Dot,
-            _ => Class::Other,
-        };
-        b += 1;
-    }
-    table
-};
-
-#[inline]
-fn class(b: u8) -> Class {
-    CLASS[usize::from(b)]
-}
-
-/// What goes on in a name, once it has begun.
-const IN_NAME: [bool; 256] = {
-    let mut table = [false; 256];
-    let mut b = 0;
-    while b < 256 {
-        table[b] = matches!(CLASS[b], Class::Ident | Class::Digit | Class::Dollar);
-        b += 1;
-    }
-    table
-};
-
-#[inline]
-fn is_ident(b: u8) -> bool {
-    IN_NAME[usize::from(b)]
+/// A word as a number, its letters in lower case; no other byte becomes a letter.
+const fn lower(word: &[u8; 6]) -> u64 {
+    let [a, b, c, d, e, f] = *word;
+    u64::from_le_bytes([a, b, c, d, e, f, 0, 0]) | 0x2020_2020_2020
 }
 
 struct Lexer<'a, 'b> {
@@ -277,7 +232,9 @@ struct Lexer<'a, 'b> {
 impl Lexer<'_, '_> {
     fn run(mut self) {
         self.lexed.mode = KeyMode::Slots;
-        self.space(false);
+        if matches!(self.peek(0).map(class), Some(Class::Space | Class::Dash | Class::Slash)) {
+            self.space(false);
+        }
         let start = self.at;
         if self.lexed.mode == KeyMode::Slots && !self.has_values() {
             self.lexed.mode = KeyMode::Space;
@@ -286,14 +243,21 @@ impl Lexer<'_, '_> {
         let mut string_end = usize::MAX;
         let mut end = start;
         while let Some(&byte) = self.bytes.get(self.at) {
-            match class(byte) {
-                Class::Space => {
-                    // One space between tokens, as nearly all are.
-                    match self.peek(1).map(class) {
-                        None | Some(Class::Space | Class::Dash | Class::Slash) => self.space(true),
-                        Some(_) if byte == b' ' => self.at += 1,
-                        Some(_) => self.space(true),
+            let mut class = class(byte);
+            if class == Class::Space {
+                match self.peek(1).map(runs::class) {
+                    None | Some(Class::Space | Class::Dash | Class::Slash) => {}
+                    // One space between tokens, as nearly all are: on with what it precedes.
+                    Some(next) if byte == b' ' => {
+                        self.at += 1;
+                        class = next;
                     }
+                    Some(_) => {}
+                }
+            }
+            match class {
+                Class::Space => {
+                    self.space(true);
                     continue;
                 }
                 Class::Dash if self.peek(1) == Some(b'-') => {
@@ -343,26 +307,22 @@ impl Lexer<'_, '_> {
         while let [b'(' | b' ', tail @ ..] = rest {
             rest = tail;
         }
-        let word: &[u8] = match rest.first().map(u8::to_ascii_lowercase) {
-            Some(b's') => b"select",
-            Some(b'i') => b"insert",
-            Some(b'u') => b"update",
-            Some(b'd') => b"delete",
-            Some(b'w') => b"with",
-            Some(b'v') => b"values",
+        let length = match rest.first_chunk() {
+            Some(head) if VALUE_WORDS.contains(&lower(head)) => 6,
+            _ if rest.get(..4).is_some_and(|head| head.eq_ignore_ascii_case(b"with")) => 4,
             _ => return false,
         };
-        rest.get(..word.len()).is_some_and(|head| head.eq_ignore_ascii_case(word))
-            && !rest.get(word.len()).is_some_and(|b| is_ident(*b))
+        !rest.get(length).is_some_and(|b| is_ident(*b))
     }
 
     #[inline]
     fn skip_while(&mut self, is: impl Fn(u8) -> bool) {
-        let mut at = self.at;
-        while self.bytes.get(at).is_some_and(|b| is(*b)) {
-            at += 1;
-        }
-        self.at = at;
+        self.at = run_end(self.bytes, self.at, is);
+    }
+
+    #[inline]
+    fn rest(&self) -> &[u8] {
+        self.bytes.get(self.at..).unwrap_or_default()
     }
 
     fn push_slot(&mut self, start: usize, kind: SlotKind) {
@@ -422,12 +382,17 @@ impl Lexer<'_, '_> {
     }
 
     /// A name or keyword, or a string with a letter before it.
+    #[inline]
     fn word(&mut self, string_end: &mut usize) {
         let start = self.at;
         self.skip_while(is_ident);
-        if self.at - start != 1 {
-            return;
+        if self.at - start == 1 {
+            self.letter(start, string_end);
         }
+    }
+
+    /// What a single letter before a quote makes of the string.
+    fn letter(&mut self, start: usize, string_end: &mut usize) {
         match (self.bytes[start], self.peek(0)) {
             (b'e' | b'E', Some(b'\'')) => {
                 let has_escape = self.escape_string();
@@ -460,8 +425,7 @@ impl Lexer<'_, '_> {
         let mut is_plain = true;
         self.at += 1;
         loop {
-            let rest = &self.bytes[self.at..];
-            let Some(quote) = rest.iter().position(|b| *b == b'\'') else {
+            let Some(quote) = find_byte(self.rest(), b'\'') else {
                 self.give_up();
                 self.at = self.bytes.len();
                 return false;
@@ -511,21 +475,22 @@ impl Lexer<'_, '_> {
 
     /// After a closing quote: white space with a newline in it, and another quote, continue the
     /// string. Steps behind that quote.
+    #[inline]
     fn continues(&mut self) -> bool {
-        let rest = &self.bytes[self.at..];
-        let space = rest.iter().take_while(|b| class(**b) == Class::Space).count();
-        let has_newline = rest[..space].iter().any(|b| matches!(b, b'\n' | b'\r'));
-        let continues = has_newline && rest.get(space) == Some(&b'\'');
-        if continues {
-            self.at += space + 1;
+        let end = run_end(self.bytes, self.at, |b| class(b) == Class::Space);
+        if self.bytes.get(end) != Some(&b'\'') {
+            return false;
         }
-        continues
+        let has_newline = self.bytes[self.at..end].iter().any(|b| matches!(b, b'\n' | b'\r'));
+        if has_newline {
+            self.at = end + 1;
+        }
+        has_newline
     }
 
     fn quoted_name(&mut self) {
         self.at += 1;
-        let rest = &self.bytes[self.at..];
-        match rest.iter().position(|b| *b == b'"') {
+        match find_byte(self.rest(), b'"') {
             // A doubled quote is read as two names that touch: the same bytes either way.
             Some(quote) => self.at += quote + 1,
             None => {
@@ -543,6 +508,10 @@ impl Lexer<'_, '_> {
         let start = self.at;
         let mut kind = SlotKind::Integer;
         self.digits();
+        if !self.peek(0).is_some_and(|b| is_ident(b) || b == b'.') {
+            self.push_slot(start, kind);
+            return;
+        }
         if self.peek(0) == Some(b'.') {
             kind = SlotKind::Decimal;
             self.at += 1;
@@ -598,7 +567,7 @@ impl Lexer<'_, '_> {
 fn find(hay: &[u8], needle: &[u8]) -> Option<usize> {
     let mut from = 0;
     loop {
-        let at = from + hay.get(from..)?.iter().position(|b| *b == b'$')?;
+        let at = from + hay.get(from..).and_then(|rest| find_byte(rest, b'$'))?;
         if hay[at..].starts_with(needle) {
             return Some(at);
         }
