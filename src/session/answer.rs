@@ -10,6 +10,9 @@ use crate::shard_map::HospitalId;
 use crate::sql::{Discard, Effect, Setting, SettingValue, Statement};
 use crate::wire::backend::{self, ErrorReply};
 
+/// Settings that decide what names mean.
+pub(super) const MEANING: [&str; 3] = ["role", "search_path", "session_authorization"];
+
 /// OID of text.
 const TEXT: u32 = 25;
 
@@ -114,12 +117,14 @@ impl Session {
                 Ok(Local::tag("RESET"))
             }
             Effect::Reset(name) => {
+                self.check_reset(name)?;
                 self.block.queue(&format!("RESET {name}"))?;
                 self.ledger.reset(name);
                 self.settle_implicit();
                 Ok(Local::tag("RESET"))
             }
             Effect::ResetAll => {
+                MEANING.iter().try_for_each(|name| self.check_reset(name))?;
                 self.block.queue("RESET ALL")?;
                 self.ledger.reset_all();
                 self.settle_implicit();
@@ -148,6 +153,7 @@ impl Session {
                 Transaction::Commit { .. } | Transaction::Rollback { .. } => self.ledger.rollback(),
                 Transaction::Savepoint(name) => self.ledger.savepoint(name),
                 Transaction::RollbackTo(name) => self.ledger.rollback_to(name),
+                Transaction::Release(name) => self.ledger.release(name),
                 _ => {}
             }
             self.renew_names();
@@ -185,6 +191,9 @@ impl Session {
             // BEGIN is not out yet: the statement goes behind it, and is answered now.
             for setting in settings {
                 let value = self.setting_value(setting, values)?;
+                if value.is_none() {
+                    self.check_reset(&setting.name)?;
+                }
                 self.block.queue(text)?;
                 match value {
                     value if setting.is_local => {
@@ -246,6 +255,23 @@ impl Session {
         Ok(())
     }
 
+    /// A server goes back to a default of its own, the session to the value that it began with. Within a
+    /// transaction nothing comes between the two, so they must be one where names depend on it.
+    pub(super) fn check_reset(&self, name: &str) -> Result<(), ErrorReply> {
+        let is_in_block = self.attached.is_some() || !matches!(self.block, super::Block::None);
+        let differs = self.ledger.begins_with(name)
+            || self.attached.as_ref().is_some_and(|attached| {
+                name == "search_path" && attached.checkout.server.default_path != self.default_path
+            });
+        if is_in_block && differs && MEANING.contains(&name) {
+            return Err(refusals::unsupported(
+                &format!("resetting {name} in a transaction"),
+                "SET it to the value that you mean, or reset it outside.",
+            ));
+        }
+        Ok(())
+    }
+
     /// The value that a SET or set_config gives; `None` is the default.
     pub(super) fn setting_value(
         &self,
@@ -300,6 +326,29 @@ impl Session {
             Discard::Temp => "DISCARD TEMP",
         }))
     }
+}
+
+/// Whether what follows `effect` may mean something else by its names. `may_rename`: the end of the
+/// transaction does that too.
+pub(super) fn changes_names(effect: &Effect, may_rename: bool) -> bool {
+    use crate::sql::Transaction;
+    match effect {
+        Effect::Set(settings) => settings.iter().any(|s| MEANING.contains(&s.name.as_str())),
+        Effect::Reset(name) => MEANING.contains(&name.as_str()),
+        Effect::ResetAll | Effect::Discard(Discard::All) => true,
+        Effect::Transaction(
+            Transaction::Commit { .. } | Transaction::Rollback { .. } | Transaction::RollbackTo(_),
+        ) => may_rename,
+        _ => false,
+    }
+}
+
+/// The refusal of what stands behind [`changes_names`] too soon.
+pub(super) fn too_soon() -> ErrorReply {
+    refusals::unsupported(
+        "a statement behind one that may change search_path or role, sent together with it",
+        "Send the one that changes it first, and wait for its answer.",
+    )
 }
 
 /// May a login with these hospitals bind its session to `hospital`?

@@ -12,8 +12,9 @@ use std::sync::atomic::Ordering;
 
 use bytes::{Bytes, BytesMut};
 
+use super::answer;
 use super::block::Block;
-use super::exchange::{Relayed, Run, Running, Unattached, Until, send_sync};
+use super::exchange::{Confirmed, Relayed, Run, Running, Unattached, Until, send_sync};
 use super::statements::{Kept, Statement};
 use super::{Attached, End, Session, violation};
 use crate::catalog::Snapshot;
@@ -72,6 +73,8 @@ struct Batch {
     named: Vec<(Box<[u8]>, Option<Arc<Statement>>)>,
     portal: Option<Arc<Statement>>,
     portals: Vec<(Box<[u8]>, Arc<Statement>)>,
+    /// A member that runs on the server may change what names mean for those behind it.
+    may_rename: bool,
 }
 
 /// Values of one Bind.
@@ -143,9 +146,11 @@ impl Session {
             return Ok(true);
         }
         let mut looked = self.look_at_batch(end);
-        if let Err((Trouble::Unknown(_), _)) = looked
+        if let Err((Trouble::Unknown(_), batch)) = &mut looked
             && self.refresh_catalog().await
         {
+            let named = std::mem::take(&mut batch.named);
+            self.take_back_names(named, 0);
             looked = self.look_at_batch(end);
         }
         let mut run = Run::new(Route::Any { role: Role::Replica });
@@ -284,15 +289,17 @@ impl Session {
                         self.look_at_describe(batch, statement)?
                     }
                     Kind::Portal => {
-                        let statement = self.portal(batch, named.name)?;
-                        self.portal_step(batch, Message::Describe, statement)?
+                        let name: Box<[u8]> = named.name.into();
+                        let statement = self.portal(batch, &name)?;
+                        self.portal_step(batch, Message::Describe, &name, statement)?
                     }
                 }
             }
             tag::EXECUTE => {
                 let execute = Execute::read(&self.input.as_slice()[body])?;
-                let statement = self.portal(batch, execute.portal)?;
-                self.portal_step(batch, Message::Execute, statement)?
+                let name: Box<[u8]> = execute.portal.into();
+                let statement = self.portal(batch, &name)?;
+                self.portal_step(batch, Message::Execute, &name, statement)?
             }
             tag::CLOSE => self.look_at_close(batch, body)?,
             tag::SYNC => {
@@ -336,7 +343,7 @@ impl Session {
         let name: Box<[u8]> = parse.name.into();
         self.statements.insert(&name, statement.clone());
         batch.named.push((name, before));
-        Ok(match self.place(&kept) {
+        Ok(match self.place(batch, &kept) {
             Place::Server => {
                 // A text that no login could ever run is refused now, not at its Bind.
                 self.check_parse(batch, &kept)?;
@@ -356,10 +363,12 @@ impl Session {
     }
 
     /// Where a statement is answered, as far as it says by itself.
-    fn place(&self, kept: &Kept) -> Place {
+    fn place(&self, batch: &Batch, kept: &Kept) -> Place {
+        // Behind a member that runs on a server, settings are the server's too, in their turn.
+        let is_attached = self.attached.is_some() || batch.needs_server;
         match kept.analysis.statements.as_slice() {
             [only] if matches!(only.effect, Effect::Transaction(_)) => Place::Control,
-            [only] if self.is_local(only, self.attached.is_some()) => Place::Local,
+            [only] if self.is_local(only, is_attached) => Place::Local,
             _ => Place::Server,
         }
     }
@@ -399,8 +408,19 @@ impl Session {
         let kept = self.facts(batch, &statement)?;
         self.check_failed(&kept.analysis)?;
         let is_unknown = kept.analysis.statements.iter().any(|s| s.unknown_names);
-        let place = self.place(&kept);
+        let place = self.place(batch, &kept);
         if let Place::Server = place {
+            if self.is_renaming(batch) && !self.is_open() {
+                return Err(answer::too_soon().into());
+            }
+            if !bind.portal.is_empty() && sets_by_function(&kept) {
+                // FETCH could run it, unseen.
+                return Err(refusals::unsupported(
+                    "set_config in a portal with a name",
+                    "Bind it to the unnamed portal.",
+                )
+                .into());
+            }
             let values = BindValues { bind, kept: &kept };
             let bound = batch.route.and_then(bound_of);
             match self.decide(&batch.snapshot, &kept.analysis, &values, bound) {
@@ -420,6 +440,13 @@ impl Session {
             Place::Local => StepKind::Local(Message::Bind, local(backend::write_bind_complete)),
             Place::Control => StepKind::Control(Message::Bind, statement, kept),
         })
+    }
+
+    /// Names may mean something else by the time that the next member runs.
+    fn is_renaming(&self, batch: &Batch) -> bool {
+        let is_unconfirmed =
+            |attached: &Attached| attached.effects.iter().any(Confirmed::may_rename);
+        batch.may_rename || self.attached.as_deref().is_some_and(is_unconfirmed)
     }
 
     /// The statement of a portal; `None` where the server that is held may know it.
@@ -446,6 +473,7 @@ impl Session {
         &mut self,
         batch: &mut Batch,
         message: Message,
+        name: &[u8],
         statement: Option<Arc<Statement>>,
     ) -> Result<StepKind, Trouble> {
         let forwarded = |batch: &mut Batch| {
@@ -454,7 +482,16 @@ impl Session {
         };
         let Some(statement) = statement else { return Ok(forwarded(batch)) };
         let kept = self.facts(batch, &statement)?;
-        match self.place(&kept) {
+        let place = self.place(batch, &kept);
+        if message == Message::Execute {
+            self.check_execute(batch, name, &kept)?;
+            let effects = kept.analysis.statements.iter().map(|statement| &statement.effect);
+            batch.may_rename |= !matches!(place, Place::Local)
+                && effects
+                    .clone()
+                    .any(|of| answer::changes_names(of, self.ledger.may_undo(&answer::MEANING)));
+        }
+        match place {
             Place::Server => Ok(forwarded(batch)),
             Place::Control => Ok(StepKind::Control(message, statement, kept)),
             Place::Local => {
@@ -471,6 +508,37 @@ impl Session {
                 Ok(StepKind::Local(message, out.freeze()))
             }
         }
+    }
+
+    /// What a statement does to the session is followed by the Bind in its own batch.
+    fn check_execute(&self, batch: &Batch, name: &[u8], kept: &Kept) -> Result<(), Trouble> {
+        let is_in_batch = match name {
+            [] => batch.portal.is_some(),
+            name => batch.portals.iter().any(|(n, _)| **n == *name),
+        };
+        let is_followed = kept.analysis.statements.iter().any(|statement| {
+            matches!(
+                statement.effect,
+                Effect::Set(_) | Effect::Reset(_) | Effect::ResetAll | Effect::Transaction(_)
+            )
+        });
+        let has_discard_behind = batch.needs_server
+            && kept.analysis.statements.iter().any(|s| matches!(s.effect, Effect::Discard(_)));
+        if is_followed && !is_in_batch {
+            return Err(refusals::unsupported(
+                "Execute of a SET or of transaction control that was bound earlier",
+                "Bind and execute it in one batch.",
+            )
+            .into());
+        }
+        if has_discard_behind {
+            return Err(refusals::unsupported(
+                "DISCARD behind other statements in one batch",
+                "Send Sync before it.",
+            )
+            .into());
+        }
+        Ok(())
     }
 
     /// Runs a local statement with the parameters of the Bind before it in the batch.
@@ -497,7 +565,7 @@ impl Session {
         statement: Arc<Statement>,
     ) -> Result<StepKind, Trouble> {
         let kept = self.facts(batch, &statement)?;
-        Ok(match self.place(&kept) {
+        Ok(match self.place(batch, &kept) {
             Place::Server => {
                 batch.needs_server = true;
                 StepKind::DescribeStatement(statement)
@@ -556,23 +624,25 @@ impl Session {
         if !batch.needs_server && self.attached.is_none() {
             return Ok(());
         }
-        // Effects come in the order of the Executes, with the values of the Bind before each.
-        let mut last: Option<(Arc<Statement>, Range<usize>)> = None;
+        // Effects come in the order of the Executes, with the values of the Bind of the portal.
+        let input = self.input.as_slice();
+        let body = |step: &Step| &input[step.frame.start + HEADER_BYTES..step.frame.end];
+        let mut portals: Vec<(Bind<'_>, &Arc<Statement>)> = Vec::new();
         for step in &batch.steps {
             match &step.kind {
-                StepKind::Bind(statement) => last = Some((statement.clone(), step.frame.clone())),
-                StepKind::Control(Message::Bind, statement, _) => {
-                    last = Some((statement.clone(), step.frame.clone()));
+                StepKind::Bind(statement) | StepKind::Control(Message::Bind, statement, _) => {
+                    portals.push((Bind::read(body(step))?, statement));
                 }
                 StepKind::Execute | StepKind::Control(Message::Execute, ..) => {
-                    let Some((statement, frame)) = &last else {
+                    let execute = Execute::read(body(step))?;
+                    let of = portals.iter().rposition(|(bind, _)| bind.portal == execute.portal);
+                    // A portal that goes on has done what it does.
+                    let Some((bind, statement)) = of.map(|at| portals.remove(at)) else {
                         run.add_nothing();
                         continue;
                     };
                     let kept = self.facts(batch, statement)?;
-                    let body = &self.input.as_slice()[frame.start + HEADER_BYTES..frame.end];
-                    let values = BindValues { bind: Bind::read(body)?, kept: &kept };
-                    run.add_execute(self, &kept.analysis, &values)?;
+                    run.add_execute(self, &kept.analysis, &BindValues { bind, kept: &kept })?;
                 }
                 _ => {}
             }
@@ -767,6 +837,14 @@ impl Session {
             }
         }
     }
+}
+
+/// Whether a SELECT changes settings.
+fn sets_by_function(kept: &Kept) -> bool {
+    kept.analysis.statements.iter().any(|statement| match &statement.effect {
+        Effect::Set(settings) => settings.iter().any(|setting| setting.from_function),
+        _ => false,
+    })
 }
 
 /// Where a statement is answered.

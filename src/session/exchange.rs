@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use super::answer::changes_names;
 use super::block::{Block, Pending};
 use super::directory::{CancelTarget, Client};
 use super::{Attached, End, OUTPUT_BYTES_MAX, READ_AHEAD_BYTES, Session, params};
@@ -77,6 +78,24 @@ pub(super) struct Change {
     name: String,
     value: Option<String>,
     is_local: bool,
+}
+
+impl Confirmed {
+    /// Whether names may mean something else once it is confirmed.
+    pub fn may_rename(&self) -> bool {
+        match self {
+            Self::Set(changes) => {
+                changes.iter().any(|change| super::answer::MEANING.contains(&change.name.as_str()))
+            }
+            Self::ResetAll
+            | Self::Control(
+                Transaction::Commit { .. }
+                | Transaction::Rollback { .. }
+                | Transaction::RollbackTo(_),
+            ) => true,
+            Self::Control(_) | Self::Nothing | Self::Ddl => false,
+        }
+    }
 }
 
 impl Run {
@@ -157,6 +176,9 @@ impl Run {
                         self.is_opaque = true;
                         continue;
                     }
+                    if value.is_none() {
+                        session.check_reset(&setting.name)?;
+                    }
                     let (name, is_local) = (setting.name.clone(), setting.is_local);
                     changes.push(Change { name, value, is_local });
                 }
@@ -165,11 +187,13 @@ impl Run {
             Effect::Reset(name) => {
                 // The server goes to its own default, the session to its startup value: the two
                 // may differ, so the server is not handed on as it is.
+                session.check_reset(name)?;
                 self.is_opaque |= session.ledger.settings().contains_key(name);
                 let change = Change { name: name.clone(), value: None, is_local: false };
                 Confirmed::Set(vec![change])
             }
             Effect::ResetAll => {
+                super::answer::MEANING.iter().try_for_each(|name| session.check_reset(name))?;
                 self.is_opaque = true;
                 Confirmed::ResetAll
             }
@@ -345,6 +369,14 @@ impl Session {
             }
             _ => {}
         }
+        // All of it is analysed for the names of now.
+        let is_too_soon = match analysis.statements.split_last() {
+            Some((_, before)) => before.iter().any(|s| changes_names(&s.effect, true)),
+            None => false,
+        };
+        if is_too_soon && !self.is_open() {
+            return Err(plain(super::answer::too_soon()));
+        }
         let is_unknown = analysis.statements.iter().any(|s| s.unknown_names);
         let values = QueryValues(&analyzed.lexed);
         let route = self
@@ -402,6 +434,13 @@ impl Session {
             }
             route => Ok(route),
         }
+    }
+
+    /// One shard, guard `route`, a login for any hospital: nothing to guard.
+    pub(super) fn is_open(&self) -> bool {
+        self.services.config.load().guard.mode == crate::route::GuardMode::Route
+            && self.services.map.peek().shards().len() == 1
+            && self.user.rights.hospitals == crate::route::Hospitals::Any
     }
 
     /// Runs the simple Query at the front of the input, and takes it off.
@@ -780,7 +819,8 @@ impl Session {
                 Reply::Complete { tag, kind, forwarded } => {
                     if forwarded
                         && let Some(effect) = attached.effects.pop_front()
-                        && kind == b'C'
+                        // A suspended `SELECT set_config()` has run.
+                        && matches!(kind, b'C' | b's')
                     {
                         running.has_changed = true;
                         running.is_ddl |= apply(&mut self.ledger, &mut self.block, effect, tag);
@@ -849,7 +889,12 @@ impl Session {
         }
         match running.ready {
             // A batch before its Sync.
-            None => self.attached = Some(attached),
+            None => {
+                self.attached = Some(attached);
+                if running.has_changed {
+                    self.renew_names();
+                }
+            }
             Some(TxnStatus::Idle) => {
                 if running.has_failed {
                     self.ledger.rollback();
@@ -994,6 +1039,9 @@ impl Session {
         let Some(mut attached) = self.attached.take() else { return Ok(()) };
         let mut running = Running::new(false);
         let news = self.take_replies(&mut attached, &mut running);
+        if running.has_changed {
+            self.renew_names();
+        }
         if news.is_ok() && !attached.checkout.server.is_broken() {
             self.attached = Some(attached);
             return Ok(());
@@ -1066,6 +1114,7 @@ fn apply(
             // COMMIT of a failed transaction is a ROLLBACK, and says so.
             Transaction::Commit { .. } | Transaction::Rollback { .. } => ledger.rollback(),
             Transaction::Savepoint(name) => ledger.savepoint(&name),
+            Transaction::Release(name) => ledger.release(&name),
             Transaction::RollbackTo(name) => ledger.rollback_to(&name),
             _ => {}
         },

@@ -167,6 +167,15 @@ impl Ledger {
         self.log.push(Undo::Savepoint(name.to_owned()));
     }
 
+    /// RELEASE: the savepoint is no more, and those behind it; what was changed stays.
+    pub fn release(&mut self, name: &str) {
+        let is_savepoint = |undo: &Undo| matches!(undo, Undo::Savepoint(n) if n == name);
+        if let Some(at) = self.log.iter().rposition(is_savepoint) {
+            let behind = self.log.split_off(at);
+            self.log.extend(behind.into_iter().filter(|undo| !matches!(undo, Undo::Savepoint(_))));
+        }
+    }
+
     /// ROLLBACK TO: undoes what came behind the savepoint, which stays.
     pub fn rollback_to(&mut self, name: &str) {
         let is_savepoint = |undo: &Undo| matches!(undo, Undo::Savepoint(n) if n == name);
@@ -189,6 +198,24 @@ impl Ledger {
         self.undo_down_to(0);
         self.local_hospital = None;
         self.local = Arc::default();
+    }
+
+    /// The session began with a value of its own for `name`: where RESET leads to, which a server would
+    /// not know.
+    pub fn begins_with(&self, name: &str) -> bool {
+        self.startup.contains_key(name)
+    }
+
+    /// The end of the transaction, or a way back in it, may change one of these.
+    pub fn may_undo(&self, names: &[&str]) -> bool {
+        let differs = |old: &SettingsMap, now: &SettingsMap| {
+            names.iter().any(|name| old.get(*name) != now.get(*name))
+        };
+        self.log.iter().any(|undo| match undo {
+            Undo::Settings(old) => differs(old, &self.current),
+            Undo::Local(old) => differs(old, &self.local),
+            Undo::Hospital { .. } | Undo::Savepoint(_) => false,
+        }) || names.iter().any(|name| self.local.contains_key(*name))
     }
 
     /// Something was changed since the transaction began.
@@ -287,6 +314,20 @@ mod tests {
         assert_eq!(ledger.settings()["a"], "2");
         ledger.rollback();
         assert!(!ledger.settings().contains_key("a"));
+    }
+
+    #[test]
+    fn a_released_savepoint_is_not_gone_back_to() {
+        let mut ledger = ledger();
+        ledger.savepoint("s");
+        ledger.set("a", "1");
+        ledger.savepoint("s");
+        ledger.savepoint("t");
+        ledger.release("s");
+        ledger.rollback_to("t");
+        assert_eq!(ledger.settings()["a"], "1", "t went with s");
+        ledger.rollback_to("s");
+        assert!(!ledger.settings().contains_key("a"), "the outer s");
     }
 
     #[test]
