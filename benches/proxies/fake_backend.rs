@@ -156,6 +156,8 @@ fn startup_value<'a>(packet: &'a [u8], name: &str) -> Option<&'a [u8]> {
 #[derive(Clone, Copy, PartialEq)]
 enum Kind {
     Select,
+    /// What pgward asks at its first login.
+    SearchPath,
     /// Answers its tag; transaction status afterwards, if it changes it.
     Tag(&'static str, Option<u8>),
     Empty,
@@ -166,6 +168,7 @@ fn classify(sql: &[u8]) -> Kind {
     let sql = sql.trim_ascii();
     let word = sql.split(|b| !b.is_ascii_alphabetic()).next().unwrap_or_default();
     match word.to_ascii_lowercase().as_slice() {
+        b"select" if sql.starts_with(b"SELECT pg_catalog.current_setting(") => Kind::SearchPath,
         b"select" => Kind::Select,
         b"begin" | b"start" => Kind::Tag("BEGIN", Some(b'T')),
         b"commit" | b"end" => Kind::Tag("COMMIT", Some(b'I')),
@@ -228,8 +231,12 @@ impl Backend {
         match tag {
             b'Q' => {
                 let kind = classify(body.strip_suffix(b"\0").unwrap_or(body));
-                if kind == Kind::Select {
-                    self.out.extend_from_slice(&self.row_description);
+                match kind {
+                    Kind::Select => self.out.extend_from_slice(&self.row_description),
+                    Kind::SearchPath => {
+                        describe_columns(&mut self.out, &[("current_setting", 25, -1)])
+                    }
+                    _ => (),
                 }
                 self.execute(kind);
                 self.is_skipping = false;
@@ -313,6 +320,10 @@ impl Backend {
                 self.out.extend_from_slice(&self.row);
                 self.complete("SELECT 1");
             }
+            Kind::SearchPath => {
+                data_row(&mut self.out, &["\"$user\", public"]);
+                self.complete("SELECT 1");
+            }
             Kind::Tag(tag, status) => {
                 self.status = status.unwrap_or(self.status);
                 self.complete(tag);
@@ -347,31 +358,38 @@ impl Backend {
 
 fn row_description() -> Vec<u8> {
     let mut out = Vec::new();
-    message(&mut out, b'T', |out| {
-        out.extend_from_slice(&3u16.to_be_bytes());
-        for (attnum, (name, oid, size)) in
-            [("id", 20u32, 8i16), ("name", 25, -1), ("mrn", 25, -1)].into_iter().enumerate()
-        {
+    describe_columns(&mut out, &[("id", 20, 8), ("name", 25, -1), ("mrn", 25, -1)]);
+    out
+}
+
+fn row(shard: u8) -> Vec<u8> {
+    let mut out = Vec::new();
+    data_row(&mut out, &["4711", &shard_name(shard), "MRN-0000004711"]);
+    out
+}
+
+/// RowDescription of columns with (name, type, size).
+fn describe_columns(out: &mut Vec<u8>, columns: &[(&str, u32, i16)]) {
+    message(out, b'T', |out| {
+        out.extend_from_slice(&(columns.len() as u16).to_be_bytes());
+        for (attnum, (name, oid, size)) in (1u16..).zip(columns) {
             cstr(out, name.as_bytes());
             out.extend_from_slice(&16_400u32.to_be_bytes());
-            out.extend_from_slice(&(attnum as u16 + 1).to_be_bytes());
+            out.extend_from_slice(&attnum.to_be_bytes());
             out.extend_from_slice(&oid.to_be_bytes());
             out.extend_from_slice(&size.to_be_bytes());
             out.extend_from_slice(&(-1i32).to_be_bytes());
             out.extend_from_slice(&0u16.to_be_bytes());
         }
     });
-    out
 }
 
-fn row(shard: u8) -> Vec<u8> {
-    let mut out = Vec::new();
-    message(&mut out, b'D', |out| {
-        out.extend_from_slice(&3u16.to_be_bytes());
-        for text in ["4711", &shard_name(shard), "MRN-0000004711"] {
+fn data_row(out: &mut Vec<u8>, texts: &[&str]) {
+    message(out, b'D', |out| {
+        out.extend_from_slice(&(texts.len() as u16).to_be_bytes());
+        for text in texts {
             out.extend_from_slice(&(text.len() as u32).to_be_bytes());
             out.extend_from_slice(text.as_bytes());
         }
     });
-    out
 }

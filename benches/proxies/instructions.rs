@@ -14,8 +14,6 @@ use crate::targets::{Launcher, Target, TargetName, USER};
 
 const VALGRIND: &str = "/usr/bin/valgrind";
 const CLIENTS: usize = 16;
-/// Probes run by the clock while valgrind makes all else slow: they must not count.
-const PROBE_INTERVAL_MS: u64 = 60_000;
 
 /// Counts for each target and tells.
 pub fn run(
@@ -40,16 +38,16 @@ pub fn run(
         crate::process::give_away(&output)?;
         let (output, vgdb) = (output.join("out"), output.join("vgdb"));
         let launcher = Launcher {
-            options: launcher.options,
-            scratch: launcher.scratch,
-            backend: launcher.backend,
             wrapper: vec![
                 VALGRIND.into(),
                 "--tool=callgrind".into(),
+                // Each dump shall be readable by itself.
+                "--compress-strings=no".into(),
                 format!("--callgrind-out-file={}", output.display()),
                 format!("--vgdb-prefix={}", vgdb.display()),
             ],
-            probe_interval_ms: PROBE_INTERVAL_MS,
+            probe_interval_ms: crate::RARE_PROBES_MS,
+            ..launcher.clone()
         };
         let mut target = launcher.start(name, ports)?;
         target.await_answer(load)?;
@@ -59,6 +57,10 @@ pub fn run(
         let mut row = vec![name.name().to_owned()];
         for mode in Mode::ALL {
             row.push(format!("{:.0}", per_transaction(load, &target, mode, each, &mut dumps)?));
+            for (kind, flag) in [("self", "no"), ("inclusive", "yes")] {
+                let name = format!("instructions-{}-{}-{kind}.txt", name.name(), mode.name());
+                report.keep(&name, &dumps.annotate(flag)?)?;
+            }
         }
         rows.push(row);
         load.close(target.address)?;
@@ -101,6 +103,19 @@ struct Dumps {
 }
 
 impl Dumps {
+    /// The last one, by function.
+    fn annotate(&self, inclusive: &str) -> Result<String> {
+        let path = format!("{}.{}", self.output.display(), self.count);
+        // A dump begins with its callers, each with the whole: below a threshold of 100 they would
+        // be all there is.
+        let inclusive = format!("--inclusive={inclusive}");
+        let args = [inclusive, "--threshold=100".into(), "--auto=no".into(), path];
+        let output = std::process::Command::new("callgrind_annotate").args(args).output()?;
+        let text = String::from_utf8_lossy(&output.stdout);
+        let lines: Vec<&str> = text.lines().filter(|line| !line.contains("(100.0%)")).collect();
+        Ok(lines.join("\n"))
+    }
+
     /// Instructions of all threads since the last one.
     fn take(&mut self, pid: u32) -> Result<u64> {
         let prefix = format!("--vgdb-prefix={}", self.vgdb.display());

@@ -135,6 +135,7 @@ impl Target {
 }
 
 /// Starts targets in front of one backend.
+#[derive(Clone)]
 pub struct Launcher<'a> {
     /// What was asked for.
     pub options: &'a Options,

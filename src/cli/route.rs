@@ -131,7 +131,8 @@ fn as_json(is_routed: bool, rows: &[Row]) -> Value {
         rows.iter().filter(|(name, _)| *name == "key").map(|(_, value)| value.as_str()).collect();
     object.insert("keys".to_owned(), keys.into());
     for (name, value) in rows.iter().filter(|(name, _)| *name != "key") {
-        object.insert((*name).to_owned(), value.as_str().into());
+        let number = value.parse::<u32>().ok().filter(|_| matches!(*name, "bucket" | "shard"));
+        object.insert((*name).to_owned(), number.map_or(value.as_str().into(), Value::from));
     }
     Value::Object(object)
 }

@@ -4,6 +4,9 @@
 //! answers are kept by `monitor`, one control connection per host, through the pure rules of
 //! `health`. `pool` picks hosts here; nothing here opens a client's connection.
 //!
+//! A host is an address, and an address is one Postgres server: shards that are databases of one
+//! server share its control connection, because role, timeline and LSN are the server's.
+//!
 //! Time is nanoseconds of the fleet's own monotonic clock. A session that saw a write's outcome
 //! keeps `fleet.now()`, and a replica may serve its reads once it is fresh as of that time. For
 //! `consistency = "bounded"` the same question is asked with `now - max_replica_lag`.
@@ -15,7 +18,7 @@
 pub mod health;
 pub mod monitor;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -101,13 +104,14 @@ pub struct Fleet {
 
 #[derive(Default)]
 struct Table {
-    shards: BTreeMap<ShardId, Entry>,
+    shards: BTreeMap<ShardId, Arc<ShardState>>,
+    hosts: HashMap<Address, Entry>,
 }
 
-/// A shard and the tasks that ask its hosts; they end with the last table that names it.
+/// A host and the task that asks it; the task ends with the last table that names the host.
 #[derive(Clone)]
 struct Entry {
-    state: Arc<ShardState>,
+    host: Arc<monitor::Host>,
     probing: Option<Arc<monitor::Probing>>,
 }
 
@@ -135,11 +139,10 @@ impl Fleet {
     pub fn start(&self) {
         let mut is_started = lock(&self.is_started);
         if !std::mem::replace(&mut *is_started, true) {
-            let mut shards = self.table.load().shards.clone();
-            for entry in shards.values_mut() {
-                entry.probing = Some(self.probe(&entry.state));
-            }
-            self.table.store(Arc::new(Table { shards }));
+            let table = self.table.load();
+            let (shards, mut hosts) = (table.shards.clone(), table.hosts.clone());
+            self.probe(&mut hosts);
+            self.table.store(Arc::new(Table { shards, hosts }));
         }
     }
 
@@ -152,25 +155,41 @@ impl Fleet {
     fn apply_shards(&self, shards: &[Shard]) {
         let is_started = lock(&self.is_started);
         let before = self.table.load_full();
-        let mut after = BTreeMap::new();
+        let mut after = Table::default();
         for shard in shards {
             let old = before.shards.get(&shard.id);
-            let entry = match old {
-                Some(entry) if entry.state.is_of(shard) => entry.clone(),
+            let mut bells = Vec::new();
+            for address in shard.hosts().take(HOSTS_MAX) {
+                let entry = after.hosts.entry(address.clone()).or_insert_with(|| {
+                    before.hosts.get(address).cloned().unwrap_or_else(|| Entry {
+                        host: Arc::new(monitor::Host::new(address, self.clock)),
+                        probing: None,
+                    })
+                });
+                bells.push(entry.host.bell().clone());
+            }
+            let state = match old {
+                Some(state) if state.is_of(shard) => state.clone(),
                 _ => {
-                    let old = old.map(|entry| &*entry.state);
-                    let state = Arc::new(ShardState::new(shard, self.clock, &self.settings, old));
-                    let probing = is_started.then(|| self.probe(&state));
-                    Entry { state, probing }
+                    let old = old.map(|state| &**state);
+                    Arc::new(ShardState::new(shard, self.clock, &self.settings, old, bells))
                 }
             };
-            after.insert(shard.id, entry);
+            after.shards.insert(shard.id, state);
         }
-        self.table.store(Arc::new(Table { shards: after }));
+        after.introduce();
+        if *is_started {
+            self.probe(&mut after.hosts);
+        }
+        self.table.store(Arc::new(after));
     }
 
-    fn probe(&self, state: &Arc<ShardState>) -> Arc<monitor::Probing> {
-        Arc::new(monitor::Probing::start(state, &self.settings))
+    /// Starts asking the hosts that aren't asked yet.
+    fn probe(&self, hosts: &mut HashMap<Address, Entry>) {
+        for entry in hosts.values_mut().filter(|entry| entry.probing.is_none()) {
+            let probing = monitor::Probing::start(&entry.host, &self.settings);
+            entry.probing = Some(Arc::new(probing));
+        }
     }
 
     /// Nanoseconds since the fleet began: monotonic, never 0.
@@ -180,22 +199,40 @@ impl Fleet {
 
     /// One shard's hosts.
     pub fn shard(&self, id: ShardId) -> Option<Arc<ShardState>> {
-        self.table.load().shards.get(&id).map(|entry| entry.state.clone())
+        self.table.load().shards.get(&id).cloned()
     }
 
     /// All shards, by rising id.
     pub fn shards(&self) -> Vec<Arc<ShardState>> {
-        self.table.load().shards.values().map(|entry| entry.state.clone()).collect()
+        self.table.load().shards.values().cloned().collect()
     }
 
     /// Some shard has a primary: what `/readyz` asks.
     pub fn is_any_reachable(&self) -> bool {
-        self.table.load().shards.values().any(|entry| entry.state.peek_primary().is_some())
+        self.table.load().shards.values().any(|state| state.peek_primary().is_some())
     }
 
     /// How hosts are asked.
     pub fn settings(&self) -> &Arc<FleetSettings> {
         &self.settings
+    }
+}
+
+impl Table {
+    /// Tells each host which shards hear its answers.
+    fn introduce(&self) {
+        let mut listeners: HashMap<&Address, Vec<monitor::Listener>> = HashMap::new();
+        for state in self.shards.values() {
+            for (index, address) in state.addresses.iter().enumerate() {
+                let listener = monitor::Listener { state: state.clone(), index };
+                listeners.entry(address).or_default().push(listener);
+            }
+        }
+        for (address, heard_by) in listeners {
+            if let Some(entry) = self.hosts.get(address) {
+                entry.host.set_listeners(heard_by);
+            }
+        }
     }
 }
 
@@ -223,8 +260,8 @@ pub struct ShardState {
     known: Mutex<Known>,
     /// A primary appeared.
     primary_appeared: Notify,
-    /// Ask this host now.
-    pokes: Box<[Notify]>,
+    /// Ask this host now. Rung by every shard of the host.
+    bells: Box<[Arc<Notify>]>,
 }
 
 #[derive(Clone, Copy)]
@@ -276,7 +313,13 @@ pub enum Standing {
 }
 
 impl ShardState {
-    fn new(shard: &Shard, clock: Clock, settings: &FleetSettings, old: Option<&Self>) -> Self {
+    fn new(
+        shard: &Shard,
+        clock: Clock,
+        settings: &FleetSettings,
+        old: Option<&Self>,
+        bells: Vec<Arc<Notify>>,
+    ) -> Self {
         let addresses: Vec<Address> = shard.hosts().take(HOSTS_MAX).cloned().collect();
         let hosts = addresses.len();
         let idle = nanoseconds(settings.health_interval);
@@ -308,7 +351,7 @@ impl ShardState {
             used_at: AtomicU64::new(0),
             known: Mutex::new(Known { health, errors, reported_at: vec![0; hosts] }),
             primary_appeared: Notify::new(),
-            pokes: (0..hosts).map(|_| Notify::new()).collect(),
+            bells: bells.into(),
         };
         state.publish(&lock(&state.known).health, clock.now());
         state
@@ -477,10 +520,10 @@ impl ShardState {
     }
 
     fn poke(&self) {
-        self.pokes.iter().for_each(Notify::notify_one);
+        self.bells.iter().for_each(|bell| bell.notify_one());
     }
 
-    /// Nanoseconds to the next probe.
+    /// Nanoseconds between the probes that this shard wants.
     fn interval(&self) -> u64 {
         let used_at = self.used_at.load(Ordering::Relaxed);
         if self.is_in_use(used_at, self.clock.now()) {
@@ -488,10 +531,6 @@ impl ShardState {
         } else {
             self.intervals.idle
         }
-    }
-
-    async fn poked(&self, host: usize) {
-        self.pokes[host].notified().await;
     }
 
     /// A host answered a question that was sent at `sent_at`. Called by `monitor`, and by tests

@@ -1,17 +1,20 @@
 //! Asking the hosts: one control connection each, a question per interval, answers to `ShardState`.
 //!
-//! Each host has a task: connect, ask, wait, ask again. Whatever goes wrong, from a refused connect
-//! to a late answer, makes the host unknown at once and is tried again, slower each time. The
-//! questions are spread over the interval so that three hundred hosts don't answer in one moment.
+//! Each host has a task: connect, ask, wait, ask again. Its answers go to every shard that names the
+//! host, as often as the most eager of them wants, over a connection to any one's database. Whatever
+//! goes wrong, from a refused connect to a late answer, makes the host unknown at once and is tried
+//! again, slower each time. The questions are spread over the interval so that three hundred hosts
+//! don't answer in one moment.
 //!
 //! The probe user needs LOGIN and no right beyond; with `pg_read_all_stats` (or `pg_monitor`) it
 //! also sees the timeline that a replica receives, so that replicas serve again right after a
 //! failover instead of after their next restartpoint. Works on PostgreSQL 13 to 18.
 
-use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
+use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 use tokio_postgres::error::SqlState;
@@ -20,7 +23,7 @@ use tokio_postgres::types::PgLsn;
 use tokio_postgres::{Client, NoTls, Statement};
 
 use super::health::{Answer, end_of_records};
-use super::{FleetSettings, ShardState};
+use super::{Clock, FleetSettings, ShardState};
 use crate::shard_map::Address;
 
 /// Longest pause between connects to a host that doesn't answer.
@@ -123,47 +126,132 @@ pub async fn carried<T, E: From<Error>>(
     }
 }
 
-/// The tasks that ask one shard's hosts. They end when this is dropped.
+/// A host and the shards that hear its answers.
+pub(super) struct Host {
+    address: Address,
+    clock: Clock,
+    listeners: ArcSwap<Vec<Listener>>,
+    bell: Arc<Notify>,
+}
+
+/// A shard, and the host's index there.
+pub(super) struct Listener {
+    pub(super) state: Arc<ShardState>,
+    pub(super) index: usize,
+}
+
+impl Host {
+    pub(super) fn new(address: &Address, clock: Clock) -> Self {
+        let (address, listeners, bell) = (address.clone(), ArcSwap::default(), Arc::default());
+        Self { address, clock, listeners, bell }
+    }
+
+    /// Rung to have the host asked at once.
+    pub(super) fn bell(&self) -> &Arc<Notify> {
+        &self.bell
+    }
+
+    /// Follows a reload. Whoever is new hears an answer at once.
+    pub(super) fn set_listeners(&self, after: Vec<Listener>) {
+        let before = self.listeners.load();
+        let is_same =
+            |(a, b): (&Listener, &Listener)| Arc::ptr_eq(&a.state, &b.state) && a.index == b.index;
+        if before.len() != after.len() || !before.iter().zip(&after).all(is_same) {
+            self.listeners.store(Arc::new(after));
+            self.bell.notify_one();
+        }
+    }
+
+    fn on_answer(&self, answer: Answer, sent_at: u64) {
+        for listener in self.listeners.load().iter() {
+            listener.state.on_answer(listener.index, answer, sent_at);
+        }
+    }
+
+    fn on_silence(&self, error: &Error) {
+        for listener in self.listeners.load().iter() {
+            listener.state.on_silence(listener.index, error.to_string());
+        }
+    }
+
+    /// What the most eager shard wants.
+    fn interval(&self, settings: &FleetSettings) -> Duration {
+        let listeners = self.listeners.load();
+        let shortest = listeners.iter().map(|listener| listener.state.interval()).min();
+        shortest.map_or(settings.health_interval, Duration::from_nanos)
+    }
+
+    /// The database to connect to, another one each turn.
+    fn database(&self, turn: usize) -> Option<String> {
+        let listeners = self.listeners.load();
+        let listener = listeners.get(turn.checked_rem(listeners.len())?)?;
+        Some(listener.state.database().to_owned())
+    }
+
+    fn has_database(&self, database: &str) -> bool {
+        self.listeners.load().iter().any(|listener| listener.state.database() == database)
+    }
+}
+
+/// The task that asks a host. It ends when this is dropped.
 pub(super) struct Probing {
-    tasks: Vec<JoinHandle<()>>,
+    task: JoinHandle<()>,
 }
 
 impl Probing {
-    pub(super) fn start(state: &Arc<ShardState>, settings: &Arc<FleetSettings>) -> Self {
-        let tasks = (0..state.addresses().len())
-            .map(|host| tokio::spawn(watch(state.clone(), host, settings.clone())))
-            .collect();
-        Self { tasks }
+    pub(super) fn start(host: &Arc<Host>, settings: &Arc<FleetSettings>) -> Self {
+        Self { task: tokio::spawn(watch(host.clone(), settings.clone())) }
     }
 }
 
 impl Drop for Probing {
     fn drop(&mut self) {
-        self.tasks.iter().for_each(|task| task.abort());
+        self.task.abort();
     }
 }
 
-async fn watch(state: Arc<ShardState>, host: usize, settings: Arc<FleetSettings>) {
+async fn watch(host: Arc<Host>, settings: Arc<FleetSettings>) {
     let mut failures = 0u32;
+    let mut turn = 0usize;
+    // Databases in a row that let nobody in.
+    let mut refused = 0usize;
     loop {
         // The first connect after a lost connection comes at once: most often the server restarted
         // or somebody closed idle connections.
         let began = Instant::now();
-        let error = match probe(&state, host, &settings, &mut failures).await {
-            Ok(never) => match never {},
-            Err(error) => error,
-        };
+        let mut is_open = false;
+        let asked = probe(&host, turn, &settings, || is_open = true).await;
+        if is_open {
+            (failures, refused) = (0, 0);
+        }
+        let Err(error) = asked else { continue };
+        turn = turn.wrapping_add(1);
+        // Says nothing of the host, if another shard's database lets us in.
+        if !is_open && is_of_database(&error) {
+            refused += 1;
+            if refused < host.listeners.load().len() {
+                continue;
+            }
+        }
+        refused = 0;
         let pause = backoff(&error, failures, &settings);
-        state.on_silence(host, error.to_string());
+        host.on_silence(&error);
         failures = failures.saturating_add(1);
         let until = began + pause;
         // A refused login is not asked again on a mere hint.
         tokio::select! {
             biased;
-            () = state.poked(host), if pause < BACKOFF_LOGIN => {}
+            () = host.bell.notified(), if pause < BACKOFF_LOGIN => {}
             () = tokio::time::sleep_until(until) => {}
         }
     }
+}
+
+/// The database doesn't exist, takes no connections, or not from us.
+fn is_of_database(error: &Error) -> bool {
+    matches!(error, Error::Refused(state)
+        if [SqlState::INVALID_CATALOG_NAME, SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE,
+            SqlState::INSUFFICIENT_PRIVILEGE].contains(state))
 }
 
 fn backoff(error: &Error, failures: u32, settings: &FleetSettings) -> Duration {
@@ -177,23 +265,35 @@ fn backoff(error: &Error, failures: u32, settings: &FleetSettings) -> Duration {
     pause.mul_f64(0.75 + 0.25 * rand::random::<f64>())
 }
 
-/// Connects and asks until something goes wrong.
+/// Connects and asks until something goes wrong, or until no shard has this database any more.
 async fn probe(
-    state: &ShardState,
-    host: usize,
+    host: &Host,
+    turn: usize,
     settings: &FleetSettings,
-    failures: &mut u32,
-) -> Result<Infallible, Error> {
+    on_open: impl FnOnce(),
+) -> Result<(), Error> {
+    let Some(database) = host.database(turn) else {
+        host.bell.notified().await;
+        return Ok(());
+    };
     let limit = settings.probe_timeout;
-    let address = &state.addresses()[host];
-    let (client, carrier) = connect(address, state.database(), settings, limit).await?;
+    let (client, carrier) = connect(&host.address, &database, settings, limit).await?;
     let asking = async {
         let opening = timeout(limit, Control::open(client));
         let control = opening.await.map_err(|_| Error::TimedOut)??;
-        *failures = 0;
-        control.ask_for_ever(state, host, settings).await
+        on_open();
+        control.ask_while_named(host, &database, settings).await
     };
     carried(carrier, asking).await
+}
+
+/// When to ask again: 80 to 100 % of the interval later, early rather than late because an answer
+/// counts for two intervals. `spread` is from 0 to 1 and random, so that hosts don't drift into one
+/// moment; rounding to tenths gathers them in ten, which saves most of what waking up costs.
+fn next_at(sent_at: u64, interval: Duration, spread: f64) -> u64 {
+    let slot = (super::nanoseconds(interval) / 10).max(1);
+    let at = sent_at + super::nanoseconds(interval.mul_f64(0.9 + 0.1 * spread));
+    at - at % slot
 }
 
 /// A control connection whose server has said who it is.
@@ -215,27 +315,27 @@ impl Control {
     }
 
     /// Asks once per interval, at times that are the interval apart whatever an answer takes.
-    async fn ask_for_ever(
+    async fn ask_while_named(
         self,
-        state: &ShardState,
-        host: usize,
+        host: &Host,
+        database: &str,
         settings: &FleetSettings,
-    ) -> Result<Infallible, Error> {
-        loop {
-            let began = Instant::now();
-            let sent_at = state.now();
+    ) -> Result<(), Error> {
+        // A connection would keep a database that moved away from being dropped.
+        while host.has_database(database) {
+            let sent_at = host.clock.now();
             let asking = timeout(settings.probe_timeout, self.ask());
             let answer = asking.await.map_err(|_| Error::TimedOut)??;
-            state.on_answer(host, answer, sent_at);
-            let interval = Duration::from_nanos(state.interval());
-            // Early rather than late: an answer counts for two intervals.
-            let pause = interval.mul_f64(0.8 + 0.2 * rand::random::<f64>());
+            host.on_answer(answer, sent_at);
+            let next = next_at(sent_at, host.interval(settings), rand::random());
+            let until = host.clock.began + Duration::from_nanos(next);
             tokio::select! {
                 biased;
-                () = state.poked(host) => {}
-                () = tokio::time::sleep_until(began + pause) => {}
+                () = host.bell.notified() => {}
+                () = tokio::time::sleep_until(until) => {}
             }
         }
+        Ok(())
     }
 
     async fn ask(&self) -> Result<Answer, Error> {
@@ -251,5 +351,23 @@ impl Control {
             end_of_records(lsn, self.block_bytes, self.segment_bytes)
         };
         Ok(Answer { is_in_recovery, timeline: timeline as u32, lsn, system: self.system })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    proptest::proptest! {
+        #[test]
+        fn the_next_question_is_in_a_slot_and_never_late(
+            sent_at in 1u64..1 << 60, ms in 1u64..3_600_000, spread in 0.0f64..1.0
+        ) {
+            let interval = ms * 1_000_000;
+            let next = next_at(sent_at, Duration::from_millis(ms), spread);
+            assert_eq!(next % (interval / 10), 0);
+            assert!(next <= sent_at + interval);
+            assert!(next + 1 >= sent_at + interval / 10 * 8);
+        }
     }
 }

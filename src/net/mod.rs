@@ -29,37 +29,45 @@ thread_local! {
 /// A byte queue without memory of its own while it is empty.
 #[derive(Debug, Default)]
 pub struct Buffer {
-    bytes: BytesMut,
+    /// `None` where nothing is held.
+    bytes: Option<BytesMut>,
 }
 
 impl Buffer {
     /// Bytes waiting.
+    #[inline]
     pub fn len(&self) -> usize {
-        self.bytes.len()
+        self.as_slice().len()
     }
 
     /// Nothing waiting.
+    #[inline]
     pub fn is_empty(&self) -> bool {
-        self.bytes.is_empty()
+        self.as_slice().is_empty()
     }
 
     /// The bytes waiting.
+    #[inline]
     pub fn as_slice(&self) -> &[u8] {
-        &self.bytes
+        self.bytes.as_deref().unwrap_or_default()
     }
 
     /// Drops `n` bytes from the front.
+    #[inline]
     pub fn advance(&mut self, n: usize) {
-        self.bytes.advance(n);
-        if self.bytes.is_empty() {
-            self.give_back();
+        match &mut self.bytes {
+            Some(bytes) if n < bytes.len() => bytes.advance(n),
+            _ => {
+                assert_eq!(n, self.len(), "more bytes dropped than are waiting");
+                self.clear();
+            }
         }
     }
 
     /// To append to.
+    #[inline]
     pub fn tail(&mut self) -> &mut BytesMut {
-        self.ensure();
-        &mut self.bytes
+        self.bytes.get_or_insert_with(take)
     }
 
     /// Appends `bytes`.
@@ -68,38 +76,37 @@ impl Buffer {
     }
 
     /// Drops all bytes.
+    #[inline]
     pub fn clear(&mut self) {
-        self.bytes.clear();
-        self.give_back();
-    }
-
-    fn ensure(&mut self) {
-        if self.bytes.capacity() == 0 {
-            self.bytes = FREE
-                .with_borrow_mut(Vec::pop)
-                .unwrap_or_else(|| BytesMut::with_capacity(BUFFER_BYTES));
-        }
-    }
-
-    /// Only a buffer of the usual size is kept; one that grew goes back to the allocator.
-    fn give_back(&mut self) {
-        let mut bytes = std::mem::take(&mut self.bytes);
-        bytes.clear();
-        if bytes.try_reclaim(BUFFER_BYTES) && bytes.capacity() < 2 * BUFFER_BYTES {
-            FREE.with_borrow_mut(|free| {
-                if free.len() < FREE_LIST_MAX {
-                    free.push(bytes);
-                }
-            });
+        if let Some(bytes) = self.bytes.take() {
+            give_back(bytes);
         }
     }
 }
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        if self.bytes.capacity() != 0 {
-            self.give_back();
-        }
+        self.clear();
+    }
+}
+
+/// Memory for a buffer.
+fn take() -> BytesMut {
+    FREE.with_borrow_mut(Vec::pop).unwrap_or_else(|| BytesMut::with_capacity(BUFFER_BYTES))
+}
+
+/// Only a buffer of the usual size is kept; one that grew goes back to the allocator.
+fn give_back(mut bytes: BytesMut) {
+    bytes.clear();
+    // One that was emptied in a single step is whole as it is.
+    let is_usual = bytes.capacity() == BUFFER_BYTES
+        || bytes.try_reclaim(BUFFER_BYTES) && bytes.capacity() < 2 * BUFFER_BYTES;
+    if is_usual {
+        FREE.with_borrow_mut(|free| {
+            if free.len() < FREE_LIST_MAX {
+                free.push(bytes);
+            }
+        });
     }
 }
 
@@ -148,7 +155,7 @@ impl Stream {
         }
     }
 
-    /// Reads once into `buffer`; `Ok(0)` is the peer's end. Takes memory only when bytes are there.
+    /// Reads once into `buffer`; `Ok(0)` is the peer's end. Keeps memory only when bytes are there.
     pub fn poll_fill(
         &mut self,
         cx: &mut Context<'_>,
@@ -158,26 +165,30 @@ impl Stream {
     }
 
     /// As [`Self::poll_fill`], and takes no more than `max` bytes off the socket.
+    ///
+    /// Memory is at hand before it is known whether there are bytes, and goes back where there are
+    /// none: asking the socket first would ask it twice, and is done only before a buffer grows. `try_read` would not do either: unlike
+    /// `poll_read` it doesn't take a read that leaves room as the socket's end, and costs a system
+    /// call more to find that out.
     fn poll_fill_at_most(
         &mut self,
         cx: &mut Context<'_>,
         buffer: &mut Buffer,
         max: usize,
     ) -> Poll<io::Result<usize>> {
-        if let Self::Plain(tcp) = self {
-            ready!(tcp.poll_read_ready(cx))?;
-        }
-        let was_empty = buffer.is_empty();
         let tail = buffer.tail();
         if tail.capacity() - tail.len() < BUFFER_BYTES / 4 {
+            if let Self::Plain(tcp) = self {
+                ready!(tcp.poll_read_ready(cx))?;
+            }
             tail.reserve(BUFFER_BYTES);
         }
         let polled = match self {
             Self::Plain(tcp) => poll_read(Pin::new(tcp), cx, tail, max),
             Self::Memory(pipe) => poll_read(Pin::new(pipe), cx, tail, max),
         };
-        if was_empty && buffer.is_empty() {
-            buffer.give_back();
+        if buffer.is_empty() {
+            buffer.clear();
         }
         polled
     }
@@ -235,4 +246,62 @@ fn poll_read(
         tail.set_len(tail.len() + n);
     }
     Poll::Ready(Ok(n))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn free() -> usize {
+        FREE.with_borrow(Vec::len)
+    }
+
+    #[test]
+    fn an_empty_buffer_holds_no_memory() {
+        FREE.take();
+        let mut buffer = Buffer::default();
+        for steps in [&[9][..], &[2, 3, 4], &[0, 9]] {
+            buffer.push(b"123456789");
+            assert_eq!(free(), 0);
+            for step in steps {
+                assert!(buffer.bytes.is_some());
+                buffer.advance(*step);
+            }
+            assert!(buffer.bytes.is_none() && buffer.is_empty());
+            // Whole again, however it was emptied.
+            assert_eq!(FREE.with_borrow(|free| free[0].capacity()), BUFFER_BYTES);
+        }
+        buffer.push(&[0; 2 * BUFFER_BYTES]);
+        buffer.advance(2 * BUFFER_BYTES);
+        assert_eq!(free(), 0, "one that grew is kept");
+    }
+
+    #[test]
+    #[should_panic(expected = "more bytes dropped than are waiting")]
+    fn no_more_is_dropped_than_there_is() {
+        let mut buffer = Buffer::default();
+        buffer.push(b"1");
+        buffer.advance(2);
+    }
+
+    #[tokio::test]
+    async fn a_stream_with_nothing_to_read_holds_no_memory() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut far = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let mut near = Stream::from(listener.accept().await.unwrap().0);
+        let mut buffer = Buffer::default();
+        for _ in 0..3 {
+            let pending = tokio::time::timeout(Duration::from_millis(5), near.fill(&mut buffer));
+            assert!(pending.await.is_err());
+            assert!(buffer.bytes.is_none());
+            tokio::io::AsyncWriteExt::write_all(&mut far, b"1234").await.unwrap();
+            assert_eq!(near.fill_at_most(&mut buffer, 3).await.unwrap(), 3);
+            assert_eq!(near.fill(&mut buffer).await.unwrap(), 1);
+            assert_eq!(buffer.as_slice(), b"1234");
+            buffer.advance(4);
+        }
+        drop(far);
+        assert_eq!(near.fill(&mut buffer).await.unwrap(), 0);
+        assert!(buffer.bytes.is_none());
+    }
 }

@@ -101,8 +101,7 @@ impl Gate {
     /// Asks for a permit for `hospital`.
     pub fn enter(self: &Arc<Self>, hospital: Option<HospitalId>) -> Result<Entry, Full> {
         let mut state = self.lock();
-        if state.queue.is_empty() && state.taken < state.limit {
-            state.take(hospital);
+        if state.take_free(hospital) {
             return Ok(Entry::Now(Permit { gate: self.clone(), hospital }));
         }
         // Those who left the queue without a word make room before anybody is turned away.
@@ -115,6 +114,12 @@ impl Gate {
         let (grant, permit) = oneshot::channel();
         state.queue.push_back(Waiter { hospital, since: Instant::now(), grant });
         Ok(Entry::Later(permit))
+    }
+
+    /// A permit, if one is free and nobody waits.
+    pub fn enter_now(self: &Arc<Self>, hospital: Option<HospitalId>) -> Option<Permit> {
+        let is_free = self.lock().take_free(hospital);
+        is_free.then(|| Permit { gate: self.clone(), hospital })
     }
 
     /// Numbers for SHOW POOLS.
@@ -155,6 +160,15 @@ impl State {
         if let Some(hospital) = hospital {
             *self.held.entry(hospital).or_default() += 1;
         }
+    }
+
+    /// Takes a permit if one is free and nobody waits.
+    fn take_free(&mut self, hospital: Option<HospitalId>) -> bool {
+        let is_free = self.queue.is_empty() && self.taken < self.limit;
+        if is_free {
+            self.take(hospital);
+        }
+        is_free
     }
 
     fn give_back(&mut self, hospital: Option<HospitalId>) {

@@ -7,6 +7,7 @@
 
 use std::sync::atomic::{AtomicI32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use super::gate::{Gate, Permit};
@@ -78,11 +79,14 @@ pub struct Entry {
 }
 
 impl Pooled {
+    /// Of the present epoch.
+    fn is_current(&self) -> bool {
+        self.epoch == self.counters.epoch.load(Ordering::Relaxed)
+    }
+
     /// Clean, young, and of the present epoch.
     fn may_return(&self) -> bool {
-        self.conn.is_clean()
-            && self.epoch == self.counters.epoch.load(Ordering::Relaxed)
-            && Instant::now() < self.expires_at
+        self.conn.is_clean() && self.is_current() && Instant::now() < self.expires_at
     }
 }
 
@@ -236,17 +240,30 @@ impl HostPool {
         lock(&self.entries).iter().filter_map(std::sync::Weak::upgrade).collect()
     }
 
-    /// A connection for the holder of `permit`: an idle one that is still there, else a new one.
-    pub async fn borrow(self: &Arc<Self>, permit: Permit) -> Result<Borrowed, ConnectError> {
+    /// An idle connection that is still there, without waiting; the permit back if there is none.
+    pub fn borrow_idle(self: &Arc<Self>, permit: Permit) -> Result<Borrowed, Permit> {
+        let mut cx = Context::from_waker(std::task::Waker::noop());
         while self.counters.open.load(Ordering::Relaxed)
             > self.counters.borrowed.load(Ordering::Relaxed)
         {
-            // Race: the reaper may take it first; then bb8 times out and a new one is made.
-            let Ok(mut lease) = self.idle.get_owned().await else { break };
-            if lease.may_return() && lease.conn.is_quiet() {
+            // bb8 has an idle one at once or not at all; to wait for one is the gate's business.
+            let got = std::pin::pin!(self.idle.get_owned()).poll(&mut cx);
+            let Poll::Ready(Ok(mut lease)) = got else { break };
+            if lease.is_current() && lease.conn.is_quiet() {
                 return Ok(self.borrowed(Lease::Pooled(lease), permit));
             }
+            // Found broken now: bb8 closes it as it comes back.
+            lease.conn.is_opaque = true;
         }
+        Err(permit)
+    }
+
+    /// A connection for the holder of `permit`: an idle one that is still there, else a new one.
+    pub async fn borrow(self: &Arc<Self>, permit: Permit) -> Result<Borrowed, ConnectError> {
+        let permit = match self.borrow_idle(permit) {
+            Ok(borrowed) => return Ok(borrowed),
+            Err(permit) => permit,
+        };
         if let Some((at, error)) = &*lock(&self.failure)
             && at.elapsed() < self.limits.login_retry
         {

@@ -287,6 +287,26 @@ impl Pools {
         }
     }
 
+    /// As [`Self::checkout`] where nothing has to be waited for: a fit host, a permit and an idle
+    /// connection are there. `None`: something is not.
+    pub fn checkout_now(&self, pools: &UserPools, want: Want) -> Option<Checkout> {
+        let id = want.shard?;
+        let shard = pools.shards.get(usize::from(id.0))?;
+        let state = shard.state.as_ref()?;
+        let replica = match want.role {
+            Role::Replica => self.pick_replica(&self.settings.load(), pools, shard, state, &want),
+            Role::Primary => None,
+        };
+        let (host, role) = match replica {
+            Some(host) => (host, Role::Replica),
+            None => (state.primary()?, Role::Primary),
+        };
+        let pool = shard.hosts[host].get()?;
+        let permit = pool.gate().enter_now(want.hospital)?;
+        let server = pool.borrow_idle(permit).ok()?;
+        Some(Checkout { server, shard: id, host, role })
+    }
+
     /// Any shard will do: the first that has a primary now. The same one for everybody, because
     /// what is asked of any shard is mostly its catalog, whose OIDs differ between shards.
     async fn checkout_any(&self, pools: &UserPools, want: Want) -> Result<Checkout, Error> {

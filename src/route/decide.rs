@@ -110,7 +110,6 @@ impl<'a> Policy<'a> {
             has_query: false,
             is_sharded: false,
         };
-        let is_alone = statements.len() == 1;
         for statement in statements {
             for problem in &statement.problems {
                 self.admit(problem)?;
@@ -120,15 +119,9 @@ impl<'a> Policy<'a> {
                     asked.per_shard.get_or_insert(&problem.subject);
                 }
             }
-            if matches!(statement.effect, Effect::Transaction(_)) && !is_alone && !self.is_open {
-                return Err(refusals::transaction_control_in_query());
-            }
             if let Some(what) = &statement.per_shard {
                 asked.per_shard.get_or_insert(what);
                 asked.write.get_or_insert(what);
-            }
-            if matches!(statement.access, Access::Write(_)) {
-                self.admit_write(statement)?;
             }
             match (lasting_effect(&statement.effect), &statement.access) {
                 // SHOW too: clients ask for in_hot_standby and the like to find the primary. What
@@ -137,6 +130,7 @@ impl<'a> Policy<'a> {
                 (Lasting::OnServer(why), _) => {
                     asked.has_query = true;
                     asked.write.get_or_insert(why);
+                    asked.per_shard.get_or_insert(why);
                 }
                 (Lasting::Nothing, access) => {
                     asked.has_query = true;
@@ -188,7 +182,7 @@ impl<'a> Policy<'a> {
             ProblemKind::Undeclared | ProblemKind::Unsupported if self.is_open => Ok(()),
             ProblemKind::ReferenceWrite if self.only_shard.is_some() => Ok(()),
             ProblemKind::Undeclared => Err(refusals::undeclared_table(subject)),
-            ProblemKind::ReferenceWrite => Err(refusals::unsupported(subject, hint)),
+            ProblemKind::ReferenceWrite => Err(refusals::reference_write(subject, hint)),
             ProblemKind::Unsupported => Err(refusals::unsupported(subject, hint)),
             ProblemKind::ReadsUnkeyed
                 if self.fills_in || self.session.rights.cross_hospital > CrossHospital::None =>
@@ -196,24 +190,6 @@ impl<'a> Policy<'a> {
                 Ok(())
             }
             ProblemKind::ReadsUnkeyed => Err(refusals::reads_unkeyed(subject, hint)),
-        }
-    }
-
-    /// Refuses what would change one shard's copy of something that all shards share.
-    fn admit_write(&self, statement: &Statement) -> Result<(), Refusal> {
-        if self.only_shard.is_some() {
-            return Ok(());
-        }
-        if statement.effect == Effect::Ddl {
-            return Err(refusals::ddl(statement.command));
-        }
-        let writes_rows = matches!(
-            statement.command,
-            "INSERT" | "UPDATE" | "DELETE" | "MERGE" | "COPY" | "TRUNCATE" | "TRUNCATE TABLE"
-        );
-        match writes_rows && statement.sharded.is_empty() {
-            true => Err(refusals::reference_write(statement.command)),
-            false => Ok(()),
         }
     }
 

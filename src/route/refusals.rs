@@ -180,36 +180,8 @@ pub fn scatter_not_yet(part: &str) -> Refusal {
 }
 
 /// A reference table must stay the same on every shard.
-pub fn reference_write(command: &str) -> Refusal {
-    Refusal::error(
-        sqlstate::FEATURE_NOT_SUPPORTED,
-        format!("{command} on a table that is the same on every shard is not supported by pgward"),
-    )
-    .with_detail("It would change one shard's copy only.")
-    .with_hint(
-        "Change each shard with a login that has `shard_access` and options=-c pgward.shard=N.",
-    )
-}
-
-/// DDL must reach every shard.
-pub fn ddl(command: &str) -> Refusal {
-    Refusal::error(
-        sqlstate::FEATURE_NOT_SUPPORTED,
-        format!("{command} over several shards is not supported by pgward"),
-    )
-    .with_detail("It would change one shard only.")
-    .with_hint(
-        "Run it on each shard with a login that has `shard_access` and options=-c pgward.shard=N.",
-    )
-}
-
-/// BEGIN, COMMIT, ... beside other statements in one Query.
-pub fn transaction_control_in_query() -> Refusal {
-    Refusal::error(
-        sqlstate::FEATURE_NOT_SUPPORTED,
-        "transaction control beside other statements in one query is not supported by pgward",
-    )
-    .with_hint("Send BEGIN, COMMIT and ROLLBACK as queries of their own.")
+pub fn reference_write(what: &str, hint: &str) -> Refusal {
+    unsupported(what, hint).with_detail("It would change one shard's copy only.")
 }
 
 /// The grammar rejects the text; the parser's own words.
@@ -430,6 +402,16 @@ pub fn server_lost_in_transaction(shard: ShardId) -> Refusal {
     )
     .with_detail("Nothing of the transaction is stored.")
     .with_hint("Roll back and run the transaction again.")
+}
+
+/// The server was lost while it answered a read outside a transaction.
+pub fn server_lost_reading(shard: ShardId) -> Refusal {
+    Refusal::error(
+        sqlstate::SERIALIZATION_FAILURE,
+        format!("the server of shard {shard} was lost while it answered"),
+    )
+    .with_detail("The statement only reads; rows that came before this error may not be all.")
+    .with_hint("Run it again.")
 }
 
 /// The server was lost and nobody knows what became of the statement.

@@ -9,7 +9,6 @@ use super::*;
 use crate::shard_map::{Address, Shard, ShardMap};
 use crate::sql::{
     Access, Analysis, Effect, KeySource, ParamKind, Problem, ProblemKind, ShardedUse, Statement,
-    Transaction,
 };
 
 /// Parameters and literals of one execution.
@@ -286,8 +285,6 @@ fn one_shard_with_guard_route_has_nothing_to_guard() {
     let only = Rights { hospitals: Hospitals::Only(vec![hospital(1), hospital(2)]), ..any.clone() };
     let keyless = select(vec![used(&[])]);
     let two = select(vec![used(&[KeySource::Slot(0), KeySource::Slot(1)])]);
-    let begin =
-        Statement { effect: Effect::Transaction(Transaction::SetConstraints), ..select(vec![]) };
     let text = [hospital(1).to_string(), hospital(2).to_string()];
     let values = Given { literals: vec![&text[0], &text[1]], ..Given::default() };
     for (statements, open, strict, restricted) in [
@@ -296,7 +293,6 @@ fn one_shard_with_guard_route_has_nothing_to_guard() {
         (vec![problem(ProblemKind::Unsupported)], "- 0 Primary", "0A000", "0A000"),
         (vec![problem(ProblemKind::Undeclared)], "- 0 Primary", "PW004", "PW004"),
         (vec![problem(ProblemKind::ReadsUnkeyed)], "- 0 Primary", "42501", "- 0 Primary"),
-        (vec![begin, select(vec![])], "- 0 Primary", "0A000", "0A000"),
         (vec![update(vec![])], "- 0 Primary", "- 0 Primary", "- 0 Primary"),
     ] {
         let got =

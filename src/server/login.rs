@@ -22,8 +22,6 @@ use crate::wire::{self, HEADER_BYTES, TxnStatus, frontend, sqlstate, startup};
 const MESSAGE_BYTES_MAX: usize = 64 << 10;
 /// Most bytes of a server before it is ready: endless notices would else keep us busy.
 const LOGIN_BYTES_MAX: usize = 256 << 10;
-/// What the server sees as the client, until a client's own name is set on it.
-
 /// Where to connect and as whom.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Target {

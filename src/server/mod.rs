@@ -134,6 +134,8 @@ pub struct ServerConn {
     is_error_held: bool,
     /// An error is being kept back, and with it all that follows.
     is_holding: bool,
+    /// Replies that only prepare (ParseComplete, RowDescription, ...), kept back with it.
+    held: Vec<u8>,
     /// A Close was sent and not confirmed before an error: a name may be taken unexpectedly.
     pending_closes: usize,
     /// Statements on it.
@@ -168,6 +170,7 @@ impl ServerConn {
             has_forwarded: false,
             is_error_held: false,
             is_holding: false,
+            held: Vec::new(),
             pending_closes: 0,
             prepared: Prepared::default(),
             settings: Arc::default(),
@@ -186,6 +189,7 @@ impl ServerConn {
         self.has_forwarded = false;
         self.is_error_held = hold_errors;
         self.is_holding = false;
+        self.held = Vec::new();
         self.pipeline.begin_request();
     }
 
@@ -240,7 +244,7 @@ impl ServerConn {
 
     /// Synthesized answers at the front go to `out`.
     pub fn synthesize_into(&mut self, out: &mut Buffer) {
-        if matches!(self.pipeline.front(), Some(o) if matches!(o.expect, Expect::Synthesize(_))) {
+        if has_synthesized(&self.pipeline, self.passing) {
             self.pipeline.synthesize_into(out.tail());
             self.has_forwarded = true;
         }
@@ -280,8 +284,17 @@ impl ServerConn {
         let mut start = if self.is_passing_forwarded { 0 } else { at };
         self.passing -= at;
         let mut reply = None;
-        // All that this request has had so far stands between `start` and `at` and only prepares.
+        // All that this request has had so far is `held` or stands between `start` and `at`, and
+        // only prepares.
         let mut only_prepares = self.is_error_held && !self.has_forwarded && at == 0;
+        let (held, has_forwarded) = (&mut self.held, &mut self.has_forwarded);
+        if has_synthesized(&self.pipeline, self.passing) {
+            forward(held, has_forwarded, out, &bytes[start..at]);
+            start = at;
+            self.pipeline.synthesize_into(out.tail());
+            *has_forwarded = true;
+            only_prepares = false;
+        }
         while reply.is_none() && self.passing == 0 {
             let Some(header) = wire::header(&bytes[at..], FRAME_BYTES_MAX)? else { break };
             let rest = &bytes[at..];
@@ -325,8 +338,8 @@ impl ServerConn {
                         self.is_broken = true;
                         is_forwarded = false;
                     } else if only_prepares && is_forwarded {
-                        let held = &bytes[start..at + header.total];
-                        error.held_back = Some(Bytes::copy_from_slice(held));
+                        held.extend_from_slice(&bytes[start..at + header.total]);
+                        error.held_back = Some(std::mem::take(held).into());
                         start = at;
                         self.is_holding = true;
                         is_forwarded = false;
@@ -343,6 +356,12 @@ impl ServerConn {
                     forwarded: is_forwarded,
                 }),
                 (b'G', _) => Some(Reply::CopyIn),
+                // The server's warning that it is about to die says less than the error to come, and
+                // must not keep a read from running elsewhere.
+                (b'N', _) if is_whole && is_farewell(body) => {
+                    is_forwarded = false;
+                    None
+                }
                 (b'S', _) => {
                     let (name, value) = backend::read_parameter_status(body)?;
                     Some(Reply::Parameter { name: name.to_owned(), value: value.to_owned() })
@@ -358,33 +377,38 @@ impl ServerConn {
                 _ => None,
             };
             if !is_forwarded && start < at {
-                out.push(&bytes[start..at]);
-                self.has_forwarded = true;
+                if only_prepares {
+                    held.extend_from_slice(&bytes[start..at]);
+                } else {
+                    forward(held, has_forwarded, out, &bytes[start..at]);
+                }
             }
-            only_prepares &= matches!(header.tag, b'1' | b'2' | b't' | b'T' | b'n');
+            only_prepares &=
+                !is_forwarded || matches!(header.tag, b'1' | b'2' | b't' | b'T' | b'n' | b'N');
             let end = at + header.total;
             self.passing = end.saturating_sub(bytes.len());
             self.is_passing_forwarded = is_forwarded;
             at = end.min(bytes.len());
             if let Verdict::Replace(refusal) = verdict {
+                forward(held, has_forwarded, out, &[]);
                 refusal.encode(out.tail());
-                self.has_forwarded = true;
+                *has_forwarded = true;
             }
             if !is_forwarded {
                 start = at;
             }
-            if matches!(self.pipeline.front(), Some(o) if matches!(o.expect, Expect::Synthesize(_)))
-            {
-                out.push(&bytes[start..at]);
+            if has_synthesized(&self.pipeline, self.passing) {
+                forward(held, has_forwarded, out, &bytes[start..at]);
                 start = at;
                 self.pipeline.synthesize_into(out.tail());
-                self.has_forwarded = true;
+                *has_forwarded = true;
                 only_prepares = false;
             }
         }
-        if start < at {
-            out.push(&bytes[start..at]);
-            self.has_forwarded = true;
+        if only_prepares && self.passing == 0 {
+            held.extend_from_slice(&bytes[start..at]);
+        } else if start < at {
+            forward(held, has_forwarded, out, &bytes[start..at]);
         }
         self.input.advance(at);
         Ok(reply)
@@ -405,12 +429,12 @@ impl ServerConn {
             && self.output.is_empty()
     }
 
-    /// Only what [`Self::reset`] clears stands between it and [`Self::is_clean`].
-    pub fn is_resettable(&self) -> bool {
+    /// Nothing is owed, half-read or half-written, in whatever transaction: what stands between it
+    /// and [`Self::is_clean`], ROLLBACK and [`Self::reset`] can clear.
+    pub fn is_settled(&self) -> bool {
         !self.is_broken
             && self.pipeline.is_empty()
             && !self.pipeline.is_unsynced()
-            && self.pipeline.status() == TxnStatus::Idle
             && self.passing == 0
             && self.input.is_empty()
             && self.output.is_empty()
@@ -512,9 +536,31 @@ impl ServerConn {
     }
 }
 
+/// Hands `region` on, behind what was kept back before it.
+fn forward(held: &mut Vec<u8>, has_forwarded: &mut bool, out: &mut Buffer, region: &[u8]) {
+    for bytes in [held.as_slice(), region] {
+        if !bytes.is_empty() {
+            out.push(bytes);
+            *has_forwarded = true;
+        }
+    }
+    held.clear();
+}
+
+/// An answer of our own is next, and no message of the server's is half passed by.
+fn has_synthesized(pipeline: &Pipeline, passing: usize) -> bool {
+    passing == 0
+        && matches!(pipeline.front(), Some(owed) if matches!(owed.expect, Expect::Synthesize(_)))
+}
+
 /// Frames whose body nobody needs whole.
 fn passes_by(tag: u8) -> bool {
     matches!(tag, b'D' | b'd' | b'T' | b't' | b'V' | b'N' | b'A')
+}
+
+/// A notice of class 57P (manual: "Operator Intervention"): the server ends.
+fn is_farewell(body: &[u8]) -> bool {
+    backend::ErrorFields::read(body).is_ok_and(|fields| fields.sqlstate().starts_with("57P"))
 }
 
 fn server_error(body: &[u8], settled: Settled) -> Result<ServerError, wire::Error> {

@@ -166,14 +166,16 @@ impl Pipeline {
         }
     }
 
-    /// Parse messages of the client that were answered well since [`Self::begin_request`].
+    /// Parse messages of the client that were answered well since the batch under way began.
     pub fn client_parses(&self) -> usize {
         self.client_parses
     }
 
     /// A request begins.
     pub fn begin_request(&mut self) {
-        self.client_parses = 0;
+        if !self.is_unsynced {
+            self.client_parses = 0;
+        }
     }
 
     /// Drops what stands before the next Sync, as the server does after an error, and answers

@@ -10,9 +10,6 @@ use crate::shard_map::HospitalId;
 use crate::sql::{Discard, Effect, Setting, SettingValue, Statement};
 use crate::wire::backend::{self, ErrorReply};
 
-/// Settings that decide what names mean.
-pub(super) const MEANING: [&str; 3] = ["role", "search_path", "session_authorization"];
-
 /// OID of text.
 const TEXT: u32 = 25;
 
@@ -117,15 +114,20 @@ impl Session {
                 Ok(Local::tag("RESET"))
             }
             Effect::Reset(name) => {
-                self.check_reset(name)?;
-                self.block.queue(&format!("RESET {name}"))?;
+                // The server's default may be another than the value of the session's start.
+                match self.ledger.startup().get(name) {
+                    Some(value) => self.block.queue(&params::set_statement(name, value))?,
+                    None => self.block.queue(&format!("RESET {name}"))?,
+                }
                 self.ledger.reset(name);
                 self.settle_implicit();
                 Ok(Local::tag("RESET"))
             }
             Effect::ResetAll => {
-                MEANING.iter().try_for_each(|name| self.check_reset(name))?;
                 self.block.queue("RESET ALL")?;
+                for (name, value) in self.ledger.startup() {
+                    self.block.queue(&params::set_statement(name, value))?;
+                }
                 self.ledger.reset_all();
                 self.settle_implicit();
                 Ok(Local::tag("RESET"))
@@ -152,8 +154,8 @@ impl Session {
                 Transaction::Commit { .. } if was_pending => self.ledger.commit(),
                 Transaction::Commit { .. } | Transaction::Rollback { .. } => self.ledger.rollback(),
                 Transaction::Savepoint(name) => self.ledger.savepoint(name),
-                Transaction::RollbackTo(name) => self.ledger.rollback_to(name),
                 Transaction::Release(name) => self.ledger.release(name),
+                Transaction::RollbackTo(name) => self.ledger.rollback_to(name),
                 _ => {}
             }
             self.renew_names();
@@ -191,9 +193,6 @@ impl Session {
             // BEGIN is not out yet: the statement goes behind it, and is answered now.
             for setting in settings {
                 let value = self.setting_value(setting, values)?;
-                if value.is_none() {
-                    self.check_reset(&setting.name)?;
-                }
                 self.block.queue(text)?;
                 match value {
                     value if setting.is_local => {
@@ -230,7 +229,7 @@ impl Session {
             && !setting.from_function
             && matches!(self.block, super::Block::None)
             && self.attached.is_none())
-        .then(|| refusals::transaction_required("SET LOCAL"));
+        .then(|| refusals::no_transaction_for("SET LOCAL"));
         self.settle_implicit();
         Ok(if setting.from_function {
             Local { row: Some(("set_config".into(), shown)), ..Local::tag("SELECT 1") }
@@ -252,23 +251,6 @@ impl Session {
             }
         }
         self.ledger.set_hospital(hospital, is_local);
-        Ok(())
-    }
-
-    /// A server goes back to a default of its own, the session to the value that it began with. Within a
-    /// transaction nothing comes between the two, so they must be one where names depend on it.
-    pub(super) fn check_reset(&self, name: &str) -> Result<(), ErrorReply> {
-        let is_in_block = self.attached.is_some() || !matches!(self.block, super::Block::None);
-        let differs = self.ledger.begins_with(name)
-            || self.attached.as_ref().is_some_and(|attached| {
-                name == "search_path" && attached.checkout.server.default_path != self.default_path
-            });
-        if is_in_block && differs && MEANING.contains(&name) {
-            return Err(refusals::unsupported(
-                &format!("resetting {name} in a transaction"),
-                "SET it to the value that you mean, or reset it outside.",
-            ));
-        }
         Ok(())
     }
 
@@ -326,29 +308,6 @@ impl Session {
             Discard::Temp => "DISCARD TEMP",
         }))
     }
-}
-
-/// Whether what follows `effect` may mean something else by its names. `may_rename`: the end of the
-/// transaction does that too.
-pub(super) fn changes_names(effect: &Effect, may_rename: bool) -> bool {
-    use crate::sql::Transaction;
-    match effect {
-        Effect::Set(settings) => settings.iter().any(|s| MEANING.contains(&s.name.as_str())),
-        Effect::Reset(name) => MEANING.contains(&name.as_str()),
-        Effect::ResetAll | Effect::Discard(Discard::All) => true,
-        Effect::Transaction(
-            Transaction::Commit { .. } | Transaction::Rollback { .. } | Transaction::RollbackTo(_),
-        ) => may_rename,
-        _ => false,
-    }
-}
-
-/// The refusal of what stands behind [`changes_names`] too soon.
-pub(super) fn too_soon() -> ErrorReply {
-    refusals::unsupported(
-        "a statement behind one that may change search_path or role, sent together with it",
-        "Send the one that changes it first, and wait for its answer.",
-    )
 }
 
 /// May a login with these hospitals bind its session to `hospital`?

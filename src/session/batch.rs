@@ -12,19 +12,24 @@ use std::sync::atomic::Ordering;
 
 use bytes::{Bytes, BytesMut};
 
-use super::answer;
 use super::block::Block;
 use super::exchange::{Confirmed, Relayed, Run, Running, Unattached, Until, send_sync};
 use super::statements::{Kept, Statement};
-use super::{Attached, End, Session, violation};
+use super::{Attached, End, Session, params, violation};
 use crate::catalog::Snapshot;
 use crate::route::{Bound, Role, Route, Values, refusals};
 use crate::server::{Expect, Message, ServerConn};
-use crate::sql::{Access, Effect};
+use crate::sql::{Access, Effect, Isolation, Transaction, TransactionModes};
 use crate::wire::backend::{self, ErrorReply};
 use crate::wire::frontend::{self, Bind, Execute, Kind, Named, Parse, tag};
 use crate::wire::{self, HEADER_BYTES};
 
+/// Replies of pgward's own that say nothing but that it was done.
+const PARSE_COMPLETE: Bytes = Bytes::from_static(b"1\0\0\0\x04");
+const BIND_COMPLETE: Bytes = Bytes::from_static(b"2\0\0\0\x04");
+const CLOSE_COMPLETE: Bytes = Bytes::from_static(b"3\0\0\0\x04");
+/// Messages of a usual batch: Parse, Bind, Describe, Execute, Sync.
+const STEPS_USUAL: usize = 6;
 /// Declared parameter types that a Parse may carry (Postgres's own limit).
 const TYPES_MAX: usize = 65_535;
 
@@ -59,8 +64,19 @@ enum StepKind {
     Flush,
 }
 
+/// Names given away by Parse messages, with what they meant before, in the order of the messages.
+/// No name: it was closed again.
+pub(super) type GivenNames = Vec<(Option<Box<[u8]>>, Option<Arc<Statement>>)>;
+
+/// A portal on the server that is held.
+pub(super) struct Portal {
+    name: Box<[u8]>,
+    statement: Arc<Statement>,
+    /// What its Execute does to the session, with the values of its Bind.
+    effect: Confirmed,
+}
+
 /// A batch, looked at and not yet sent.
-#[derive(Default)]
 struct Batch {
     /// What names mean throughout it.
     snapshot: Arc<Snapshot>,
@@ -70,11 +86,50 @@ struct Batch {
     needs_server: bool,
     has_sync: bool,
     /// Names that this batch gave away, with what they meant before, to take back what fails.
-    named: Vec<(Box<[u8]>, Option<Arc<Statement>>)>,
+    named: GivenNames,
     portal: Option<Arc<Statement>>,
     portals: Vec<(Box<[u8]>, Arc<Statement>)>,
-    /// A member that runs on the server may change what names mean for those behind it.
-    may_rename: bool,
+    /// As `portals`, of those that go to a server; filled in by `complete_run`.
+    bound: Vec<Portal>,
+    /// Portals that it closes and does not bind again.
+    closed: Vec<Box<[u8]>>,
+    /// A member changes the meaning of names, and the server has yet to confirm it.
+    changes_names: bool,
+    /// BEGIN is among its members.
+    begins: Option<TransactionModes>,
+    /// The settings before its first statement that was answered here.
+    ledger_before: Option<Box<params::Ledger>>,
+}
+
+impl Batch {
+    fn new(snapshot: Arc<Snapshot>, end: usize) -> Self {
+        Self {
+            snapshot,
+            steps: Vec::with_capacity(STEPS_USUAL),
+            end,
+            route: None,
+            needs_server: false,
+            has_sync: false,
+            named: Vec::new(),
+            portal: None,
+            portals: Vec::new(),
+            bound: Vec::new(),
+            closed: Vec::new(),
+            changes_names: false,
+            begins: None,
+            ledger_before: None,
+        }
+    }
+
+    /// It rolls a block back: it needs no word of the loss of what it rolls back.
+    fn is_rollback(&self) -> bool {
+        self.steps.iter().any(|step| match &step.kind {
+            StepKind::Control(_, _, kept) => kept.analysis.statements.iter().any(|statement| {
+                matches!(statement.effect, Effect::Transaction(Transaction::Rollback { .. }))
+            }),
+            _ => false,
+        })
+    }
 }
 
 /// Values of one Bind.
@@ -141,36 +196,31 @@ impl Session {
             return self.skip(limit).await;
         }
         let Some(end) = self.batch_end(limit)? else { return Ok(false) };
-        if let Some(loss) = self.loss.take() {
-            self.refuse_batch(Batch::default(), *loss);
-            return Ok(true);
-        }
-        let mut looked = self.look_at_batch(end);
-        if let Err((Trouble::Unknown(_), batch)) = &mut looked
+        let loss = self.loss.take();
+        let mut batch = Batch::new(self.services.catalog.current(), end);
+        let mut looked = self.look_at_batch(&mut batch);
+        if let Err(Trouble::Unknown(_)) = &looked
             && self.refresh_catalog().await
         {
-            let named = std::mem::take(&mut batch.named);
-            self.take_back_names(named, 0);
-            looked = self.look_at_batch(end);
+            self.take_back_names(batch.named, 0);
+            batch = Batch::new(self.services.catalog.current(), end);
+            looked = self.look_at_batch(&mut batch);
+        }
+        if let Some(loss) = loss
+            && !(looked.is_ok() && batch.is_rollback())
+        {
+            self.refuse_batch(batch, *loss).await?;
+            return Ok(true);
         }
         let mut run = Run::new(Route::Any { role: Role::Replica });
-        match looked {
-            Ok(batch) => {
-                match self.complete_run(&batch, &mut run) {
-                    Ok(()) => self.run_batch(batch, run).await?,
-                    Err(Trouble::End(end)) => return Err(end),
-                    Err(Trouble::Refused(refusal) | Trouble::Unknown(refusal)) => {
-                        self.refuse_batch(batch, refusal);
-                    }
-                }
-                Ok(true)
-            }
-            Err((Trouble::End(end), _)) => Err(end),
-            Err((Trouble::Refused(refusal) | Trouble::Unknown(refusal), batch)) => {
-                self.refuse_batch(batch, refusal);
-                Ok(true)
+        match looked.and_then(|()| self.complete_run(&mut batch, &mut run)) {
+            Ok(()) => self.run_batch(batch, run).await?,
+            Err(Trouble::End(end)) => return Err(end),
+            Err(Trouble::Refused(refusal) | Trouble::Unknown(refusal)) => {
+                self.refuse_batch(batch, refusal).await?;
             }
         }
+        Ok(true)
     }
 
     /// Where the gathered batch ends: behind a Sync or Flush, before a message of another kind,
@@ -219,31 +269,37 @@ impl Session {
     }
 
     /// The batch fails: its names are taken back, its rest is dropped up to its Sync.
-    fn refuse_batch(&mut self, batch: Batch, refusal: ErrorReply) {
-        self.take_back_names(batch.named, 0);
-        if !matches!(self.block, Block::Pending(_)) || self.attached.is_some() {
-            self.ledger_rollback_if_alone();
-        }
+    async fn refuse_batch(&mut self, mut batch: Batch, refusal: ErrorReply) -> Result<(), End> {
+        self.take_back_names(std::mem::take(&mut batch.named), 0);
+        self.take_back_settings(&mut batch);
         self.refuse(refusal);
-        self.is_skipping = true;
         // `skip` finds the Sync, which may be in what was gathered.
+        self.is_skipping = true;
+        // A client that asked with Flush waits for the error, and sends Sync only then.
+        let Some(mut attached) = self.attached.take() else { return Ok(()) };
+        let mut running = Running::new(false);
+        let run = Run::new(Route::Any { role: Role::Primary });
+        match self.relay(&mut attached, &mut running, Until::Settled, 0).await? {
+            Relayed::Lost => self.on_lost(attached, &run, &running),
+            _ => {
+                self.settle(attached, &run, running);
+                Ok(())
+            }
+        }
     }
 
-    /// Outside a block a failed batch takes its own settings with it.
-    fn ledger_rollback_if_alone(&mut self) {
-        if matches!(self.block, Block::None) && self.attached.is_none() {
-            self.ledger.rollback();
+    /// A failed batch takes with it what it has set here.
+    fn take_back_settings(&mut self, batch: &mut Batch) {
+        if let Some(ledger) = batch.ledger_before.take() {
+            self.ledger = *ledger;
             self.renew_names();
         }
     }
 
     /// Names given by Parse messages beyond the first `confirmed` mean again what they did before.
-    fn take_back_names(
-        &mut self,
-        named: Vec<(Box<[u8]>, Option<Arc<Statement>>)>,
-        confirmed: usize,
-    ) {
+    fn take_back_names(&mut self, named: GivenNames, confirmed: usize) {
         for (name, before) in named.into_iter().skip(confirmed).rev() {
+            let Some(name) = name else { continue };
             match before {
                 Some(statement) if !name.is_empty() => self.statements.insert(&name, statement),
                 _ => self.statements.remove(&name),
@@ -251,22 +307,27 @@ impl Session {
         }
     }
 
-    fn look_at_batch(&mut self, end: usize) -> Result<Batch, (Trouble, Batch)> {
-        let snapshot = self.services.catalog.current();
-        let mut batch = Batch { snapshot, end, ..Batch::default() };
+    /// As [`Self::take_back_names`], for a batch on its server.
+    pub(super) fn take_back_unconfirmed(&mut self, attached: &mut Attached) {
+        let confirmed = attached.checkout.server.pipeline().client_parses();
+        self.take_back_names(std::mem::take(&mut attached.named), confirmed);
+    }
+
+    fn look_at_batch(&mut self, batch: &mut Batch) -> Result<(), Trouble> {
+        batch.changes_names = self
+            .attached
+            .as_ref()
+            .is_some_and(|attached| attached.effects.iter().any(changes_names));
         let mut at = 0;
-        while at < end {
-            let header = match wire::header(&self.input.as_slice()[at..], usize::MAX) {
-                Ok(Some(header)) => header,
-                _ => break,
+        while at < batch.end {
+            let Ok(Some(header)) = wire::header(&self.input.as_slice()[at..], usize::MAX) else {
+                break;
             };
             let frame = at..at + header.total;
             at = frame.end;
-            if let Err(trouble) = self.look_at_message(&mut batch, header.tag, frame) {
-                return Err((trouble, batch));
-            }
+            self.look_at_message(batch, header.tag, frame)?;
         }
-        Ok(batch)
+        Ok(())
     }
 
     fn look_at_message(
@@ -289,17 +350,15 @@ impl Session {
                         self.look_at_describe(batch, statement)?
                     }
                     Kind::Portal => {
-                        let name: Box<[u8]> = named.name.into();
-                        let statement = self.portal(batch, &name)?;
-                        self.portal_step(batch, Message::Describe, &name, statement)?
+                        let statement = self.portal(batch, named.name)?;
+                        self.portal_step(batch, Message::Describe, statement)?
                     }
                 }
             }
             tag::EXECUTE => {
                 let execute = Execute::read(&self.input.as_slice()[body])?;
-                let name: Box<[u8]> = execute.portal.into();
-                let statement = self.portal(batch, &name)?;
-                self.portal_step(batch, Message::Execute, &name, statement)?
+                let statement = self.portal(batch, execute.portal)?;
+                self.portal_step(batch, Message::Execute, statement)?
             }
             tag::CLOSE => self.look_at_close(batch, body)?,
             tag::SYNC => {
@@ -342,15 +401,15 @@ impl Session {
         }
         let name: Box<[u8]> = parse.name.into();
         self.statements.insert(&name, statement.clone());
-        batch.named.push((name, before));
-        Ok(match self.place(batch, &kept) {
+        batch.named.push((Some(name), before));
+        Ok(match self.place(&kept) {
             Place::Server => {
                 // A text that no login could ever run is refused now, not at its Bind.
                 self.check_parse(batch, &kept)?;
                 batch.needs_server = true;
                 StepKind::Parse(statement)
             }
-            Place::Local => StepKind::Local(Message::Parse, local(backend::write_parse_complete)),
+            Place::Local => StepKind::Local(Message::Parse, PARSE_COMPLETE),
             Place::Control => StepKind::Control(Message::Parse, statement, kept),
         })
     }
@@ -363,12 +422,10 @@ impl Session {
     }
 
     /// Where a statement is answered, as far as it says by itself.
-    fn place(&self, batch: &Batch, kept: &Kept) -> Place {
-        // Behind a member that runs on a server, settings are the server's too, in their turn.
-        let is_attached = self.attached.is_some() || batch.needs_server;
+    fn place(&self, kept: &Kept) -> Place {
         match kept.analysis.statements.as_slice() {
             [only] if matches!(only.effect, Effect::Transaction(_)) => Place::Control,
-            [only] if self.is_local(only, is_attached) => Place::Local,
+            [only] if self.is_local(only, self.attached.is_some()) => Place::Local,
             _ => Place::Server,
         }
     }
@@ -376,10 +433,7 @@ impl Session {
     /// Parse sends text to a server with no hospital known. What is wrong with it whatever the
     /// values are is said at once; the rest is Bind's.
     fn check_parse(&self, batch: &Batch, kept: &Kept) -> Result<(), Trouble> {
-        let config = self.services.config.load();
-        let is_unguarded = config.guard.mode == crate::route::GuardMode::Route
-            && self.services.map.peek().shards().len() == 1;
-        if is_unguarded {
+        if self.is_unguarded() {
             return Ok(());
         }
         let problems = kept.analysis.statements.iter().flat_map(|s| s.problems.first());
@@ -407,20 +461,16 @@ impl Session {
         }
         let kept = self.facts(batch, &statement)?;
         self.check_failed(&kept.analysis)?;
+        if batch.changes_names && !self.is_unguarded() {
+            return Err(refusals::unsupported(
+                "search_path or role set ahead of other statements in one batch",
+                "Send Sync behind it.",
+            )
+            .into());
+        }
         let is_unknown = kept.analysis.statements.iter().any(|s| s.unknown_names);
-        let place = self.place(batch, &kept);
+        let place = self.place(&kept);
         if let Place::Server = place {
-            if self.is_renaming(batch) && !self.is_open() {
-                return Err(answer::too_soon().into());
-            }
-            if !bind.portal.is_empty() && sets_by_function(&kept) {
-                // FETCH could run it, unseen.
-                return Err(refusals::unsupported(
-                    "set_config in a portal with a name",
-                    "Bind it to the unnamed portal.",
-                )
-                .into());
-            }
             let values = BindValues { bind, kept: &kept };
             let bound = batch.route.and_then(bound_of);
             match self.decide(&batch.snapshot, &kept.analysis, &values, bound) {
@@ -429,6 +479,8 @@ impl Session {
                 Err(refusal) => return Err(refusal.into()),
             }
             batch.needs_server = true;
+            batch.changes_names |=
+                kept.analysis.statements.iter().any(|s| params::changes_names(&s.effect));
         }
         if bind.portal.is_empty() {
             batch.portal = Some(statement.clone());
@@ -437,16 +489,16 @@ impl Session {
         }
         Ok(match place {
             Place::Server => StepKind::Bind(statement),
-            Place::Local => StepKind::Local(Message::Bind, local(backend::write_bind_complete)),
-            Place::Control => StepKind::Control(Message::Bind, statement, kept),
+            Place::Local => StepKind::Local(Message::Bind, BIND_COMPLETE),
+            Place::Control => {
+                if let Some(Effect::Transaction(Transaction::Begin(modes))) =
+                    kept.analysis.statements.first().map(|statement| &statement.effect)
+                {
+                    batch.begins = Some(*modes);
+                }
+                StepKind::Control(Message::Bind, statement, kept)
+            }
         })
-    }
-
-    /// Names may mean something else by the time that the next member runs.
-    fn is_renaming(&self, batch: &Batch) -> bool {
-        let is_unconfirmed =
-            |attached: &Attached| attached.effects.iter().any(Confirmed::may_rename);
-        batch.may_rename || self.attached.as_deref().is_some_and(is_unconfirmed)
     }
 
     /// The statement of a portal; `None` where the server that is held may know it.
@@ -461,8 +513,8 @@ impl Session {
         }
         match &self.attached {
             Some(attached) => {
-                let known = attached.portals.iter().rev().find(|(n, _)| **n == *name);
-                Ok(known.map(|(_, statement)| statement.clone()))
+                let known = attached.portals.iter().rev().find(|portal| *portal.name == *name);
+                Ok(known.map(|portal| portal.statement.clone()))
             }
             None => Err(refusals::no_portal(&name_of(name)).into()),
         }
@@ -473,7 +525,6 @@ impl Session {
         &mut self,
         batch: &mut Batch,
         message: Message,
-        name: &[u8],
         statement: Option<Arc<Statement>>,
     ) -> Result<StepKind, Trouble> {
         let forwarded = |batch: &mut Batch| {
@@ -482,16 +533,7 @@ impl Session {
         };
         let Some(statement) = statement else { return Ok(forwarded(batch)) };
         let kept = self.facts(batch, &statement)?;
-        let place = self.place(batch, &kept);
-        if message == Message::Execute {
-            self.check_execute(batch, name, &kept)?;
-            let effects = kept.analysis.statements.iter().map(|statement| &statement.effect);
-            batch.may_rename |= !matches!(place, Place::Local)
-                && effects
-                    .clone()
-                    .any(|of| answer::changes_names(of, self.ledger.may_undo(&answer::MEANING)));
-        }
-        match place {
+        match self.place(&kept) {
             Place::Server => Ok(forwarded(batch)),
             Place::Control => Ok(StepKind::Control(message, statement, kept)),
             Place::Local => {
@@ -502,7 +544,8 @@ impl Session {
                 if message == Message::Describe {
                     Self::describe_locally(only).write_description(&mut out);
                 } else {
-                    let local = self.execute_locally(only, &kept, batch)?;
+                    let text = statement.sql().to_owned();
+                    let local = self.execute_locally(only, &kept, batch, &text)?;
                     local.write_result(&mut out);
                 }
                 Ok(StepKind::Local(message, out.freeze()))
@@ -510,53 +553,23 @@ impl Session {
         }
     }
 
-    /// What a statement does to the session is followed by the Bind in its own batch.
-    fn check_execute(&self, batch: &Batch, name: &[u8], kept: &Kept) -> Result<(), Trouble> {
-        let is_in_batch = match name {
-            [] => batch.portal.is_some(),
-            name => batch.portals.iter().any(|(n, _)| **n == *name),
-        };
-        let is_followed = kept.analysis.statements.iter().any(|statement| {
-            matches!(
-                statement.effect,
-                Effect::Set(_) | Effect::Reset(_) | Effect::ResetAll | Effect::Transaction(_)
-            )
-        });
-        let has_discard_behind = batch.needs_server
-            && kept.analysis.statements.iter().any(|s| matches!(s.effect, Effect::Discard(_)));
-        if is_followed && !is_in_batch {
-            return Err(refusals::unsupported(
-                "Execute of a SET or of transaction control that was bound earlier",
-                "Bind and execute it in one batch.",
-            )
-            .into());
-        }
-        if has_discard_behind {
-            return Err(refusals::unsupported(
-                "DISCARD behind other statements in one batch",
-                "Send Sync before it.",
-            )
-            .into());
-        }
-        Ok(())
-    }
-
     /// Runs a local statement with the parameters of the Bind before it in the batch.
     fn execute_locally(
         &mut self,
         only: &crate::sql::Statement,
         kept: &Kept,
-        batch: &Batch,
+        batch: &mut Batch,
+        text: &str,
     ) -> Result<super::answer::Local, Trouble> {
-        let text = batch.portal.as_ref().map(|s| s.sql().to_owned()).unwrap_or_default();
+        batch.ledger_before.get_or_insert_with(|| Box::new(self.ledger.clone()));
         let bind = batch.steps.iter().rev().find_map(|step| match step.kind {
             StepKind::Local(Message::Bind, _) => Some(step.frame.clone()),
             _ => None,
         });
-        let Some(frame) = bind else { return Ok(self.answer(only, &NoValues(kept), &text)?) };
+        let Some(frame) = bind else { return Ok(self.answer(only, &NoValues(kept), text)?) };
         let body = self.input.as_slice()[frame.start + HEADER_BYTES..frame.end].to_vec();
         let values = BindValues { bind: Bind::read(&body)?, kept };
-        Ok(self.answer(only, &values, &text)?)
+        Ok(self.answer(only, &values, text)?)
     }
 
     fn look_at_describe(
@@ -565,7 +578,7 @@ impl Session {
         statement: Arc<Statement>,
     ) -> Result<StepKind, Trouble> {
         let kept = self.facts(batch, &statement)?;
-        Ok(match self.place(batch, &kept) {
+        Ok(match self.place(&kept) {
             Place::Server => {
                 batch.needs_server = true;
                 StepKind::DescribeStatement(statement)
@@ -594,59 +607,95 @@ impl Session {
         let named = Named::read_close(&self.input.as_slice()[body])?;
         Ok(match named.kind {
             Kind::Statement => {
-                let name: Box<[u8]> = named.name.into();
-                let before = self.statements.get(&name).cloned();
-                self.statements.remove(&name);
-                // Close is not undone by a failure; a Parse of the name before it is no more.
-                batch.named.retain(|(n, _)| *n != name);
-                drop(before);
+                self.statements.remove(named.name);
+                // Close is not undone by a failure; a Parse of the name before it is no more. It
+                // keeps its place: replies are counted.
+                let of_name = |name: &Option<Box<[u8]>>| name.as_deref() == Some(named.name);
+                let given = batch.named.iter_mut().filter(|(name, _)| of_name(name));
+                given.for_each(|(name, _)| *name = None);
                 StepKind::CloseStatement
             }
             Kind::Portal if self.attached.is_some() || batch.needs_server => {
                 batch.needs_server = true;
                 StepKind::Portal(Message::Close)
             }
-            Kind::Portal => StepKind::Local(Message::Close, local(backend::write_close_complete)),
+            Kind::Portal => StepKind::Local(Message::Close, CLOSE_COMPLETE),
         })
     }
 
     /// What the batch as a whole does, in the order in which it runs.
-    fn complete_run(&mut self, batch: &Batch, run: &mut Run) -> Result<(), Trouble> {
+    fn complete_run(&mut self, batch: &mut Batch, run: &mut Run) -> Result<(), Trouble> {
         if let Some(route) = batch.route {
             run.route = route;
         } else if let Some(attached) = &self.attached {
             let Bound { hospital, shard, role } = attached.bound;
             run.route = Route::One { hospital, shard, role };
         }
+        // Only a whole batch without transaction control can stand beside the block.
         run.is_aside = self.attached.is_none()
             && matches!(self.block, Block::Pending(_))
-            && matches!(run.route, Route::Any { .. });
+            && matches!(run.route, Route::Any { .. })
+            && batch.steps.iter().all(|step| !matches!(step.kind, StepKind::Control(..)))
+            && (batch.has_sync || self.is_preparation(batch));
+        run.is_own_batch = self.attached.is_none() && self.is_preparation(batch);
         if !batch.needs_server && self.attached.is_none() {
             return Ok(());
         }
-        // Effects come in the order of the Executes, with the values of the Bind of the portal.
-        let input = self.input.as_slice();
-        let body = |step: &Step| &input[step.frame.start + HEADER_BYTES..step.frame.end];
-        let mut portals: Vec<(Bind<'_>, &Arc<Statement>)> = Vec::new();
+        // What begins here may write later, unless it says that it won't.
+        let may_write = |modes: TransactionModes| {
+            modes.read_only != Some(true) || modes.isolation == Some(Isolation::Serializable)
+        };
+        if batch.begins.is_some_and(may_write) {
+            run.route = match run.route {
+                Route::One { hospital, shard, .. } => {
+                    Route::One { hospital, shard, role: Role::Primary }
+                }
+                Route::Any { .. } => Route::Any { role: Role::Primary },
+            };
+        }
+        // Effects come in the order of the Executes, with the values of their portals' Binds.
+        let mut bound: Vec<Portal> = Vec::new();
+        let mut closed: Vec<Box<[u8]>> = Vec::new();
         for step in &batch.steps {
+            let body = &self.input.as_slice()[step.frame.start + HEADER_BYTES..step.frame.end];
             match &step.kind {
                 StepKind::Bind(statement) | StepKind::Control(Message::Bind, statement, _) => {
-                    portals.push((Bind::read(body(step))?, statement));
+                    let bind = Bind::read(body)?;
+                    let kept = self.facts(batch, statement)?;
+                    let values = BindValues { bind, kept: &kept };
+                    let effect = run.effect_of(self, &kept.analysis, &values)?;
+                    bound.retain(|portal| *portal.name != *bind.portal);
+                    closed.retain(|name| **name != *bind.portal);
+                    let (name, statement) = (bind.portal.into(), statement.clone());
+                    bound.push(Portal { name, statement, effect });
+                }
+                StepKind::Portal(Message::Close) => {
+                    let name = Named::read_close(body)?.name;
+                    bound.retain(|portal| *portal.name != *name);
+                    closed.push(name.into());
                 }
                 StepKind::Execute | StepKind::Control(Message::Execute, ..) => {
-                    let execute = Execute::read(body(step))?;
-                    let of = portals.iter().rposition(|(bind, _)| bind.portal == execute.portal);
-                    // A portal that goes on has done what it does.
-                    let Some((bind, statement)) = of.map(|at| portals.remove(at)) else {
-                        run.add_nothing();
+                    let name = Execute::read(body)?.portal;
+                    let of_name = |portal: &&Portal| *portal.name == *name;
+                    if let Some(portal) = bound.iter().find(of_name) {
+                        run.effects.push_back(portal.effect.clone());
+                        continue;
+                    }
+                    let held = self.attached.as_ref().map_or(&[][..], |held| &held.portals);
+                    let Some(portal) = held.iter().find(of_name) else {
+                        // A cursor of the server's: reading from it changes nothing.
+                        run.effects.push_back(Confirmed::Nothing);
                         continue;
                     };
-                    let kept = self.facts(batch, statement)?;
-                    run.add_execute(self, &kept.analysis, &BindValues { bind, kept: &kept })?;
+                    run.effects.push_back(portal.effect.clone());
+                    let kept = self.facts(batch, &portal.statement)?;
+                    run.effect_of(self, &kept.analysis, &NoValues(&kept))?;
                 }
                 _ => {}
             }
         }
+        batch.bound = bound;
+        batch.closed = closed;
         // Pieces of a long batch are followed throughout: their replies come later.
         let is_whole = batch.has_sync || self.ends_with_flush(batch);
         let is_first = self.attached.as_ref().is_none_or(|attached| attached.effects.is_empty());
@@ -656,7 +705,7 @@ impl Session {
         Ok(())
     }
 
-    async fn run_batch(&mut self, batch: Batch, mut run: Run) -> Result<(), End> {
+    async fn run_batch(&mut self, mut batch: Batch, mut run: Run) -> Result<(), End> {
         if !batch.needs_server && self.attached.is_none() {
             self.answer_batch(batch);
             return Ok(());
@@ -666,8 +715,8 @@ impl Session {
                 Ok(attached) => attached,
                 Err(Unattached::End(end)) => return Err(end),
                 Err(unattached) => {
-                    self.take_back_names(batch.named, 0);
-                    self.ledger_rollback_if_alone();
+                    self.take_back_names(batch.named.split_off(0), 0);
+                    self.take_back_settings(&mut batch);
                     self.on_unattached(unattached)?;
                     self.is_skipping = true;
                     return Ok(());
@@ -675,10 +724,9 @@ impl Session {
             };
             let may_rerun = self.begin(&mut attached, &run) && batch.has_sync;
             self.emit(&batch, &mut attached);
-            attached.portals.extend(batch.portals.iter().cloned());
-            if let Some(statement) = &batch.portal {
-                attached.portals.retain(|(name, _)| !name.is_empty());
-                attached.portals.push((Box::default(), statement.clone()));
+            if run.is_own_batch {
+                let server = &mut *attached.checkout.server;
+                server.send(Message::Sync, Expect::Swallow, frontend::write_sync);
             }
             let kept = if may_rerun { batch.end } else { 0 };
             self.input.advance(batch.end - kept);
@@ -686,23 +734,29 @@ impl Session {
             let until = if is_flushed { Until::Settled } else { Until::Sent };
             let mut running = Running::new(may_rerun);
             let relayed = self.relay(&mut attached, &mut running, until, kept).await?;
-            let confirmed = attached.checkout.server.pipeline().client_parses();
+            if let Relayed::Rerun = relayed {
+                self.rerun_on_primary(attached, &mut run);
+                continue;
+            }
+            self.input.advance(kept);
+            attached.named.append(&mut batch.named);
+            let is_gone = |old: &Portal| {
+                batch.closed.contains(&old.name)
+                    || batch.bound.iter().any(|new| new.name == old.name)
+            };
+            attached.portals.retain(|old| !is_gone(old));
+            attached.portals.append(&mut batch.bound);
             match relayed {
-                Relayed::Rerun => {
-                    self.rerun_on_primary(attached, &mut run);
-                    continue;
-                }
-                Relayed::Done => {
-                    self.input.advance(kept);
+                Relayed::Rerun | Relayed::Done => {
                     if running.has_failed {
-                        self.take_back_names(batch.named, confirmed);
-                        self.is_skipping = running.ready.is_none();
+                        self.take_back_unconfirmed(&mut attached);
+                        self.take_back_settings(&mut batch);
+                        self.is_skipping = running.ready.is_none() || run.is_own_batch;
                     }
                     self.settle(attached, &run, running);
                 }
                 Relayed::Lost => {
-                    self.input.advance(kept);
-                    self.take_back_names(batch.named, confirmed);
+                    self.take_back_settings(&mut batch);
                     self.on_lost(attached, &run, &running)?;
                     if batch.has_sync {
                         let status = self.block.status();
@@ -714,6 +768,22 @@ impl Session {
             }
             return Ok(());
         }
+    }
+
+    /// Parse and Describe with no Bind, then Flush: the hospital is not known yet, so that they
+    /// go to any shard as a batch of their own.
+    fn is_preparation(&self, batch: &Batch) -> bool {
+        let prepares = |step: &Step| {
+            matches!(
+                step.kind,
+                StepKind::Parse(_)
+                    | StepKind::DescribeStatement(_)
+                    | StepKind::CloseStatement
+                    | StepKind::Local(Message::Parse | Message::Describe | Message::Close, _)
+                    | StepKind::Flush
+            )
+        };
+        self.ends_with_flush(batch) && batch.steps.iter().all(prepares)
     }
 
     fn ends_with_flush(&self, batch: &Batch) -> bool {
@@ -829,7 +899,7 @@ impl Session {
                     });
                 }
                 StepKind::CloseStatement => {
-                    server.synthesize(Message::Close, local(backend::write_close_complete));
+                    server.synthesize(Message::Close, CLOSE_COMPLETE);
                 }
                 StepKind::Local(message, bytes) => server.synthesize(*message, bytes.clone()),
                 StepKind::Sync => send_sync(server),
@@ -839,12 +909,13 @@ impl Session {
     }
 }
 
-/// Whether a SELECT changes settings.
-fn sets_by_function(kept: &Kept) -> bool {
-    kept.analysis.statements.iter().any(|statement| match &statement.effect {
-        Effect::Set(settings) => settings.iter().any(|setting| setting.from_function),
+/// An effect under way after which names mean something else.
+fn changes_names(effect: &Confirmed) -> bool {
+    match effect {
+        Confirmed::Set(changes) => changes.iter().any(|change| params::is_of_names(&change.name)),
+        Confirmed::ResetAll => true,
         _ => false,
-    })
+    }
 }
 
 /// Where a statement is answered.
@@ -883,7 +954,7 @@ fn emit_parse<'s>(
 ) -> &'s [u8] {
     if server.prepared.touch(statement.id) {
         if is_client {
-            server.synthesize(Message::Parse, local(backend::write_parse_complete));
+            server.synthesize(Message::Parse, PARSE_COMPLETE);
         }
         return statement.server_name.as_bytes();
     }
@@ -905,13 +976,6 @@ fn emit_parse<'s>(
         });
     }
     name
-}
-
-/// The bytes of one reply.
-fn local(write: impl FnOnce(&mut BytesMut)) -> Bytes {
-    let mut out = BytesMut::with_capacity(8);
-    write(&mut out);
-    out.freeze()
 }
 
 /// A name as the client wrote it, for an error about it.

@@ -55,6 +55,15 @@ impl Pending {
         std::iter::once(self.begin.as_str()).chain(self.queue.iter().map(String::as_str))
     }
 
+    /// Something in it is more than a savepoint: statements may mean something else in it.
+    pub fn has_settings(&self) -> bool {
+        let is_savepoint = |text: &String| {
+            let word = text.split_ascii_whitespace().next().unwrap_or_default();
+            word.eq_ignore_ascii_case("savepoint") || word.eq_ignore_ascii_case("release")
+        };
+        !self.queue.iter().all(is_savepoint)
+    }
+
     /// Its modes so far.
     pub fn modes(&self) -> TransactionModes {
         self.modes

@@ -10,7 +10,6 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use super::answer::changes_names;
 use super::block::{Block, Pending};
 use super::directory::{CancelTarget, Client};
 use super::{Attached, End, OUTPUT_BYTES_MAX, READ_AHEAD_BYTES, Session, params};
@@ -25,6 +24,8 @@ use crate::sql::{Access, Analysis, Effect, Transaction};
 use crate::wire::backend::{self, ErrorReply};
 use crate::wire::{self, HEADER_BYTES, TxnStatus, frontend};
 
+/// Bytes for the client that go out even while more is coming.
+const WRITE_BYTES: usize = 64 << 10;
 /// Text that no server accepts: it makes a refusal real on a server in a transaction.
 const REFUSED_TEXT: &[u8] = b"pgward refused this statement";
 /// Time for a client to take its last word.
@@ -49,12 +50,16 @@ pub(super) struct Run {
     pub is_write: bool,
     /// It may end a transaction, so that its loss leaves the outcome unknown.
     pub may_commit: bool,
+    /// It ends a transaction, or may: the server's word on what is left counts.
+    pub may_end: bool,
     /// It may change what can't be seen.
     pub is_opaque: bool,
     /// What its statements do to the session, in order; empty if none does anything.
     pub effects: VecDeque<Confirmed>,
     /// A statement of its own in a block that no server holds yet.
     pub is_aside: bool,
+    /// pgward ends the batch on the server, and the client has yet to send its Sync.
+    pub is_own_batch: bool,
 }
 
 /// What a statement does to the session once the server has confirmed it.
@@ -75,27 +80,9 @@ pub(super) enum Confirmed {
 /// One setting that a statement gives.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Change {
-    name: String,
+    pub name: String,
     value: Option<String>,
     is_local: bool,
-}
-
-impl Confirmed {
-    /// Whether names may mean something else once it is confirmed.
-    pub fn may_rename(&self) -> bool {
-        match self {
-            Self::Set(changes) => {
-                changes.iter().any(|change| super::answer::MEANING.contains(&change.name.as_str()))
-            }
-            Self::ResetAll
-            | Self::Control(
-                Transaction::Commit { .. }
-                | Transaction::Rollback { .. }
-                | Transaction::RollbackTo(_),
-            ) => true,
-            Self::Control(_) | Self::Nothing | Self::Ddl => false,
-        }
-    }
 }
 
 impl Run {
@@ -105,9 +92,11 @@ impl Run {
             route,
             is_write: false,
             may_commit: false,
+            may_end: false,
             is_opaque: false,
             effects: VecDeque::new(),
             is_aside: false,
+            is_own_batch: false,
         }
     }
 
@@ -122,6 +111,7 @@ impl Run {
             analysis.statements.iter().any(|statement| statement.effect != Effect::None);
         for statement in &analysis.statements {
             self.is_write |= matches!(statement.access, Access::Write(_));
+            self.is_opaque |= is_unread(statement);
             if has_effects {
                 let effect = self.confirmed(session, &statement.effect, values)?;
                 self.effects.push_back(effect);
@@ -130,25 +120,20 @@ impl Run {
         Ok(())
     }
 
-    /// An Execute of the extended protocol: exactly one effect, `Nothing` included.
-    pub fn add_execute(
+    /// What a Bind's statement will do when it is executed: exactly one effect, `Nothing` included.
+    pub fn effect_of(
         &mut self,
         session: &Session,
         analysis: &Analysis,
         values: &dyn Values,
-    ) -> Result<(), ErrorReply> {
+    ) -> Result<Confirmed, ErrorReply> {
         let mut effect = Confirmed::Nothing;
         for statement in &analysis.statements {
             self.is_write |= matches!(statement.access, Access::Write(_));
+            self.is_opaque |= is_unread(statement);
             effect = self.confirmed(session, &statement.effect, values)?;
         }
-        self.effects.push_back(effect);
-        Ok(())
-    }
-
-    /// An Execute of a portal that is known to the server only.
-    pub fn add_nothing(&mut self) {
-        self.effects.push_back(Confirmed::Nothing);
+        Ok(effect)
     }
 
     /// Effects are followed only if there are any.
@@ -176,9 +161,6 @@ impl Run {
                         self.is_opaque = true;
                         continue;
                     }
-                    if value.is_none() {
-                        session.check_reset(&setting.name)?;
-                    }
                     let (name, is_local) = (setting.name.clone(), setting.is_local);
                     changes.push(Change { name, value, is_local });
                 }
@@ -187,18 +169,18 @@ impl Run {
             Effect::Reset(name) => {
                 // The server goes to its own default, the session to its startup value: the two
                 // may differ, so the server is not handed on as it is.
-                session.check_reset(name)?;
                 self.is_opaque |= session.ledger.settings().contains_key(name);
                 let change = Change { name: name.clone(), value: None, is_local: false };
                 Confirmed::Set(vec![change])
             }
             Effect::ResetAll => {
-                super::answer::MEANING.iter().try_for_each(|name| session.check_reset(name))?;
                 self.is_opaque = true;
                 Confirmed::ResetAll
             }
             Effect::Transaction(control) => {
                 self.may_commit |= matches!(control, Transaction::Commit { .. });
+                self.may_end |=
+                    matches!(control, Transaction::Commit { .. } | Transaction::Rollback { .. });
                 Confirmed::Control(control.clone())
             }
             Effect::Ddl => Confirmed::Ddl,
@@ -218,6 +200,7 @@ impl Run {
             Effect::Opaque => {
                 self.is_opaque = true;
                 self.may_commit = true;
+                self.may_end = true;
                 Confirmed::Nothing
             }
             _ => Confirmed::Nothing,
@@ -250,6 +233,8 @@ pub(super) struct Running {
     may_rerun: bool,
     wants_rerun: bool,
     is_ddl: bool,
+    /// Something of the server's waits to be written to the client.
+    has_news: bool,
     /// Bytes of a CopyData of the client's that go on as they come.
     copy_left: usize,
     is_copy_ended: bool,
@@ -361,6 +346,15 @@ impl Session {
             [only] if self.is_local(only, is_attached) => {
                 return Ok(Look::Local(only.clone(), sql.to_owned()));
             }
+            many if many.len() > 1
+                && many.iter().any(|s| params::changes_names(&s.effect))
+                && !self.is_unguarded() =>
+            {
+                return Err(plain(refusals::unsupported(
+                    "search_path or role set together with other statements in one query string",
+                    "Send it as a query string of its own.",
+                )));
+            }
             many if many.iter().any(|s| sets_hospital(&s.effect)) => {
                 return Err(plain(refusals::unsupported(
                     "SET pgward.hospital_id together with other statements in one query string",
@@ -368,14 +362,6 @@ impl Session {
                 )));
             }
             _ => {}
-        }
-        // All of it is analysed for the names of now.
-        let is_too_soon = match analysis.statements.split_last() {
-            Some((_, before)) => before.iter().any(|s| changes_names(&s.effect, true)),
-            None => false,
-        };
-        if is_too_soon && !self.is_open() {
-            return Err(plain(super::answer::too_soon()));
         }
         let is_unknown = analysis.statements.iter().any(|s| s.unknown_names);
         let values = QueryValues(&analyzed.lexed);
@@ -390,8 +376,15 @@ impl Session {
             // Only where nothing is guarded: pgward does not follow blocks within one string.
             run.is_opaque = true;
             run.may_commit = true;
+            run.may_end = true;
         }
         Ok(Look::Run(run))
+    }
+
+    /// Nothing is guarded: one shard, and an application that is trusted.
+    pub(super) fn is_unguarded(&self) -> bool {
+        self.services.config.load().guard.mode == crate::route::GuardMode::Route
+            && self.services.map.peek().shards().len() == 1
     }
 
     /// In a failed block only its end is accepted.
@@ -434,13 +427,6 @@ impl Session {
             }
             route => Ok(route),
         }
-    }
-
-    /// One shard, guard `route`, a login for any hospital: nothing to guard.
-    pub(super) fn is_open(&self) -> bool {
-        self.services.config.load().guard.mode == crate::route::GuardMode::Route
-            && self.services.map.peek().shards().len() == 1
-            && self.user.rights.hospitals == crate::route::Hospitals::Any
     }
 
     /// Runs the simple Query at the front of the input, and takes it off.
@@ -503,7 +489,12 @@ impl Session {
         let written_at = self.must_see(hospital);
         let want = Want { shard, role, hospital, written_at };
         let map = self.services.map.current();
-        let checkout = self.wait_for_server(want).await?;
+        let checkout = match self.services.pools.checkout_now(&self.pools, want) {
+            Some(checkout) => checkout,
+            // Boxed: its state is large, and most requests find a server at once.
+            None => Box::pin(self.wait_for_server(want)).await?,
+        };
+        self.hold(&checkout)?;
         if role == Role::Replica
             && checkout.role == Role::Primary
             && self.has_replicas(&map, &checkout)
@@ -520,6 +511,8 @@ impl Session {
             portals: Vec::new(),
             since: std::time::Instant::now(),
             effects: VecDeque::new(),
+            named: Vec::new(),
+            has_failed: false,
         });
         self.bring_settings(&mut attached).await?;
         Ok(attached)
@@ -549,10 +542,10 @@ impl Session {
 
     /// Waits for a server; a cancel, or the client's end, ends the wait.
     async fn wait_for_server(&mut self, want: Want) -> Result<pool::Checkout, Unattached> {
-        let services = self.services.clone();
         let client = self.client.clone();
-        let pools = self.pools.clone();
         client.on_wait();
+        let services = self.services.clone();
+        let pools = self.pools.clone();
         let mut checkout = std::pin::pin!(services.pools.checkout(&pools, want));
         let mut woken = std::pin::pin!(client.woken());
         let outcome = std::future::poll_fn(|cx| {
@@ -584,28 +577,30 @@ impl Session {
             Poll::Pending
         })
         .await;
-        let checkout = match outcome {
-            Ok(Ok(checkout)) => checkout,
-            Ok(Err(error)) => {
-                client.on_detach();
-                return Err(Unattached::Refused(pool_reply(&error)));
-            }
-            Err(unattached) => {
-                client.on_detach();
-                return Err(unattached);
-            }
+        let refusal = match outcome {
+            Ok(Ok(checkout)) => return Ok(checkout),
+            Ok(Err(error)) => Unattached::Refused(pool_reply(&error)),
+            Err(unattached) => unattached,
         };
-        let target = CancelTarget {
-            peer: checkout.server.peer,
-            pid: checkout.server.pid,
-            key: checkout.server.key.clone(),
-        };
-        if !client.on_attach(target) {
-            client.on_detach();
-            return Err(Unattached::Refused(refusals::cancelled()));
+        client.on_detach();
+        Err(refusal)
+    }
+
+    /// The client holds a server from now on: a cancel of its goes there.
+    fn hold(&self, checkout: &pool::Checkout) -> Result<(), ErrorReply> {
+        let server = &checkout.server;
+        let target = CancelTarget { peer: server.peer, pid: server.pid, key: server.key.clone() };
+        if !self.client.on_attach(target) {
+            self.client.on_detach();
+            return Err(refusals::cancelled());
         }
-        checkout.server.entry().client.store(client.pid, std::sync::atomic::Ordering::Relaxed);
-        Ok(checkout)
+        server.entry().client.store(self.client.pid, std::sync::atomic::Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Detaches from a server that goes back at once; one with a cancel on its way is closed.
+    fn let_go(&self, server: &mut ServerConn) {
+        server.is_opaque |= self.client.on_detach().is_some();
     }
 
     /// Gives the server the session's settings. A round trip of its own, and only where they
@@ -630,11 +625,11 @@ impl Session {
             match server.run(&sql).await {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => {
-                    self.client.on_detach();
+                    self.let_go(server);
                     return Err(Unattached::Server(error));
                 }
                 Err(_) => {
-                    self.client.on_detach();
+                    self.let_go(server);
                     let shard = attached.checkout.shard;
                     return Err(Unattached::Refused(refusals::no_server(shard)));
                 }
@@ -661,11 +656,14 @@ impl Session {
         let server = &mut *attached.checkout.server;
         server.is_opaque |= run.is_opaque;
         server.begin_request(may_rerun);
-        if !run.is_aside
-            && let Block::Pending(pending) = &self.block
-        {
-            send_pending(server, pending);
-            self.block = Block::Server(pending.modes());
+        if let Block::Pending(pending) = &self.block {
+            if !run.is_aside {
+                send_pending(server, pending);
+                self.block = Block::Server(pending.modes());
+            } else if pending.has_settings() {
+                // A transaction of its own with the block's settings; `settle` rolls it back.
+                send_pending(server, pending);
+            }
         }
         may_rerun
     }
@@ -731,11 +729,11 @@ impl Session {
                 Poll::Ready(Err(_)) | Poll::Pending => false,
             };
             server.synthesize_into(&mut self.output);
-            if self.output.len() < OUTPUT_BYTES_MAX {
-                if self.take_replies(attached, running).is_err() {
-                    return Poll::Ready(Ok(running.on_lost(attached)));
-                }
+            let before = self.output.len();
+            if before < OUTPUT_BYTES_MAX && self.take_replies(attached, running).is_err() {
+                return Poll::Ready(Ok(running.on_lost(attached)));
             }
+            running.has_news |= self.output.len() > before;
             if running.wants_rerun && running.ready.is_some() {
                 return Poll::Ready(Ok(Relayed::Rerun));
             }
@@ -748,17 +746,20 @@ impl Session {
                 return Poll::Ready(Ok(Relayed::Done));
             }
             let mut is_progress = false;
-            if !self.output.is_empty() {
-                match self.stream.poll_drain(cx, &mut self.output) {
-                    Poll::Ready(Ok(())) => {}
-                    Poll::Ready(Err(_)) => return Poll::Ready(Err(End::Client)),
-                    Poll::Pending => {}
-                }
-            }
             if self.output.len() < OUTPUT_BYTES_MAX {
                 match server.poll_fill(cx) {
                     Poll::Ready(Ok(())) => is_progress = true,
                     Poll::Ready(Err(_)) => return Poll::Ready(Ok(running.on_lost(attached))),
+                    Poll::Pending => {}
+                }
+            }
+            // Written out when the server pauses, and not for answers of our own alone: those go
+            // with the server's, in one write.
+            let is_due = !is_progress || self.output.len() >= WRITE_BYTES;
+            if running.has_news && is_due {
+                match self.stream.poll_drain(cx, &mut self.output) {
+                    Poll::Ready(Ok(())) => running.has_news = false,
+                    Poll::Ready(Err(_)) => return Poll::Ready(Err(End::Client)),
                     Poll::Pending => {}
                 }
             }
@@ -803,6 +804,14 @@ impl Session {
                     let role = server_role(attached.checkout.role);
                     self.services.metrics.on_error(attached.checkout.shard.0, role, error.code());
                     running.has_failed = true;
+                    attached.has_failed = true;
+                    let is_stale =
+                        error.code() == "0A000" && error.routine == "RevalidateCachedQuery";
+                    if is_stale || error.code() == "26000" {
+                        // DDL changed what a statement answers, or it is gone: the reset forgets
+                        // them all.
+                        server.is_opaque = true;
+                    }
                     if error.is_fatal {
                         running.last_words = Some(error.code().to_owned());
                         return Err(server::Error::Closed);
@@ -819,8 +828,7 @@ impl Session {
                 Reply::Complete { tag, kind, forwarded } => {
                     if forwarded
                         && let Some(effect) = attached.effects.pop_front()
-                        // A suspended `SELECT set_config()` has run.
-                        && matches!(kind, b'C' | b's')
+                        && kind == b'C'
                     {
                         running.has_changed = true;
                         running.is_ddl |= apply(&mut self.ledger, &mut self.block, effect, tag);
@@ -878,7 +886,7 @@ impl Session {
     }
 
     /// A request has run: keeps the server in a transaction, else lets it go.
-    pub(super) fn settle(&mut self, attached: Box<Attached>, run: &Run, mut running: Running) {
+    pub(super) fn settle(&mut self, mut attached: Box<Attached>, run: &Run, mut running: Running) {
         if running.is_ddl {
             self.services.catalog.request_refresh();
         }
@@ -886,6 +894,11 @@ impl Session {
             // The server ended the COPY amid a CopyData of the client's: its rest is for nobody.
             self.skip_bytes = running.copy_left;
             running.copy_left = 0;
+        }
+        let has_failed = attached.has_failed;
+        if running.ready.is_some() {
+            attached.has_failed = false;
+            attached.named.clear();
         }
         match running.ready {
             // A batch before its Sync.
@@ -896,24 +909,37 @@ impl Session {
                 }
             }
             Some(TxnStatus::Idle) => {
-                if running.has_failed {
+                if has_failed {
                     self.ledger.rollback();
-                } else if self.ledger.is_changed() && !run.is_aside {
+                } else if self.ledger.is_changed() && !run.is_aside && !run.is_own_batch {
                     self.ledger.commit();
                 }
                 if run.is_aside {
-                    if running.has_failed {
+                    if has_failed {
                         self.block.fail();
                     }
+                    if !run.is_own_batch {
+                        self.patch_status();
+                    }
+                } else if has_failed && !run.may_end && matches!(self.block, Block::Server(_)) {
+                    // BEGIN failed, behind the client's back: it believes in a block, and what
+                    // comes next must not run, and commit, by itself.
+                    self.block.lose();
                     self.patch_status();
                 } else {
                     self.block = Block::None;
                 }
-                if running.has_changed || running.has_failed {
+                if running.has_changed || has_failed {
                     self.renew_names();
                 }
                 if attached.is_write && attached.checkout.role == Role::Primary {
                     self.note_write(attached.bound.hospital);
+                }
+                self.release(attached);
+            }
+            Some(status) if run.is_aside => {
+                if status == TxnStatus::Failed {
+                    self.block.fail();
                 }
                 self.release(attached);
             }
@@ -959,7 +985,9 @@ impl Session {
         if hold.is_none() && server.is_clean() {
             return;
         }
-        if !server.is_resettable() {
+        // Only what stood beside a block leaves a transaction. All else that is not settled is closed.
+        let is_open = server.pipeline().status() != TxnStatus::Idle;
+        if !server.is_settled() {
             metrics.on_discard();
             return;
         }
@@ -968,6 +996,9 @@ impl Session {
                 hold.cancels_done().await;
             }
             let server = &mut *attached.checkout.server;
+            if is_open {
+                drop(tokio::time::timeout(CANCEL_TIMEOUT, server.run("ROLLBACK")).await);
+            }
             if !server.is_clean() {
                 // A reset that fails leaves it unclean, and so it is closed.
                 drop(tokio::time::timeout(CANCEL_TIMEOUT, server.reset()).await);
@@ -978,10 +1009,11 @@ impl Session {
     /// The server is gone: one error that tells the truth, and the client stays.
     pub(super) fn on_lost(
         &mut self,
-        attached: Box<Attached>,
+        mut attached: Box<Attached>,
         run: &Run,
         running: &Running,
     ) -> Result<(), End> {
+        self.take_back_unconfirmed(&mut attached);
         let (shard, hospital) = (attached.checkout.shard, attached.bound.hospital);
         let is_mid_frame = attached.checkout.server.is_mid_frame();
         self.client.on_detach();
@@ -995,8 +1027,10 @@ impl Session {
         let is_write = run.is_write || attached.is_write;
         let mut reply = if run.may_commit || (!is_in_block && is_write) {
             refusals::outcome_unknown(shard)
-        } else {
+        } else if is_in_block || run.is_aside {
             refusals::server_lost_in_transaction(shard)
+        } else {
+            refusals::server_lost_reading(shard)
         };
         if let Some(code) = &running.last_words {
             reply = reply.with_detail(format!("The server's last word was {code}."));
@@ -1039,8 +1073,10 @@ impl Session {
         let Some(mut attached) = self.attached.take() else { return Ok(()) };
         let mut running = Running::new(false);
         let news = self.take_replies(&mut attached, &mut running);
-        if running.has_changed {
-            self.renew_names();
+        if running.has_failed {
+            // The rest of a long batch: its Sync is still to come.
+            self.take_back_unconfirmed(&mut attached);
+            self.is_skipping = attached.checkout.server.pipeline().is_unsynced();
         }
         if news.is_ok() && !attached.checkout.server.is_broken() {
             self.attached = Some(attached);
@@ -1146,6 +1182,7 @@ pub(super) fn send_sync(server: &mut ServerConn) {
 /// refusal takes the place of its error.
 pub(super) fn make_real(attached: &mut Attached, refusal: ErrorReply) {
     let server = &mut *attached.checkout.server;
+    server.begin_request(false);
     server.prepared.parse_unnamed(None);
     server.send(Message::Parse, Expect::Refuse(Box::new(refusal)), |out| {
         frontend::write_parse(out, b"", REFUSED_TEXT, std::iter::empty());
@@ -1164,6 +1201,13 @@ pub(super) async fn abandon(attached: &Attached, client: &Arc<Client>) {
     if let Some(hold) = client.on_detach() {
         hold.cancels_done().await;
     }
+}
+
+/// Routed though it could not be classified, where nothing is guarded: only of queries are all
+/// expressions read, so what another statement does to settings is not known.
+fn is_unread(statement: &crate::sql::Statement) -> bool {
+    let is_query = matches!(statement.command, "SELECT" | "INSERT" | "UPDATE" | "DELETE");
+    !statement.problems.is_empty() && !is_query
 }
 
 /// Settings that decide what a text means: pgward must know their values.

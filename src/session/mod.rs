@@ -118,12 +118,23 @@ pub(crate) struct Attached {
     map: Arc<ShardMap>,
     /// Something in it may have written.
     is_write: bool,
-    /// Portals of this transaction that have a name, and their statements.
-    portals: Vec<(Box<[u8]>, Arc<statements::Statement>)>,
+    /// Portals of this transaction.
+    portals: Vec<batch::Portal>,
     /// When it was borrowed.
     since: std::time::Instant,
     /// What the statements under way do to the session, in the order of their replies.
     effects: std::collections::VecDeque<exchange::Confirmed>,
+    /// Names that the batch under way gave away, whose Parse may still fail.
+    named: batch::GivenNames,
+    /// Something failed since the last ReadyForQuery: the server skips up to Sync, and rolls back.
+    has_failed: bool,
+}
+
+impl Drop for Session {
+    /// However it ended, a panic included, nobody finds it any more.
+    fn drop(&mut self) {
+        self.services.directory.leave(&self.client);
+    }
 }
 
 impl Session {
@@ -140,7 +151,6 @@ impl Session {
         if let Some(attached) = self.attached.take() {
             Box::pin(exchange::abandon(&attached, &self.client)).await;
         }
-        self.services.directory.leave(&self.client);
     }
 
     async fn serve(&mut self) -> End {
@@ -182,8 +192,14 @@ impl Session {
                     drop(read);
                     return Poll::Ready(Ok(()));
                 }
-            } else if woken.as_mut().poll(cx).is_ready() && client.is_killed() {
-                return Poll::Ready(Err(End::Fatal(refusals::drained())));
+            } else {
+                while woken.as_mut().poll(cx).is_ready() {
+                    if client.is_killed() {
+                        return Poll::Ready(Err(End::Fatal(refusals::drained())));
+                    }
+                    // A cancel that came too late: the next wake may be the one that counts.
+                    woken.set(client.woken());
+                }
             }
             Poll::Pending
         })
@@ -216,6 +232,16 @@ impl Session {
                 _ if batch::is_member(tag) => {
                     if !self.on_batch(limit).await? {
                         break;
+                    }
+                }
+                frontend::tag::FUNCTION_CALL => {
+                    self.input.advance(total);
+                    if !self.is_skipping {
+                        self.refuse(refusals::unsupported(
+                            "the function call message",
+                            "Call the function in a SELECT.",
+                        ));
+                        self.finish_refusal().await?;
                     }
                 }
                 _ => return Err(End::Fatal(violation(&wire::Error::UnknownTag { tag }))),

@@ -3,34 +3,51 @@
 //! Owns the settings that a server must have before it runs this session's next request, and the
 //! session's hospital. Every change is logged until its transaction ends, so that ROLLBACK and
 //! ROLLBACK TO take it back. Settings that a server holds for one transaction only (SET LOCAL)
-//! are the server's business; only `pgward.hospital_id` is kept here in both scopes. Pure.
+//! are the server's business; kept here in both scopes are only `pgward.hospital_id` and what
+//! decides the meaning of names. Pure.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::server::SettingsMap;
 use crate::shard_map::HospitalId;
+use crate::sql::Effect;
 
 /// Name of the setting that binds a session to a hospital.
 pub const HOSPITAL: &str = "pgward.hospital_id";
 
+/// Does this setting decide what names in a statement mean?
+pub fn is_of_names(name: &str) -> bool {
+    matches!(name, "search_path" | "role" | "session_authorization")
+}
+
+/// Do names mean something else behind a statement with this effect?
+pub fn changes_names(effect: &Effect) -> bool {
+    match effect {
+        Effect::Set(settings) => settings.iter().any(|setting| is_of_names(&setting.name)),
+        Effect::Reset(name) => is_of_names(name),
+        Effect::ResetAll | Effect::Discard(_) => true,
+        _ => false,
+    }
+}
+
 /// A session's settings.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Ledger {
     startup: Arc<SettingsMap>,
     current: Arc<SettingsMap>,
     startup_hospital: Option<HospitalId>,
     hospital: Option<HospitalId>,
     local_hospital: Option<Option<HospitalId>>,
-    /// SET LOCAL: the server holds these, and they matter here only for what names mean.
-    local: Arc<SettingsMap>,
+    /// SET LOCAL of names; `None`: the server's default, whatever the session has.
+    local: Arc<BTreeMap<String, Option<String>>>,
     log: Vec<Undo>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 enum Undo {
     Settings(Arc<SettingsMap>),
-    Local(Arc<SettingsMap>),
+    Local(Arc<BTreeMap<String, Option<String>>>),
     Hospital { session: Option<HospitalId>, local: Option<Option<HospitalId>> },
     Savepoint(String),
 }
@@ -61,24 +78,17 @@ impl Ledger {
         &self.current
     }
 
-    /// The value of a setting for the next statement, SET LOCAL included.
+    /// A setting that [`is_of_names`], as it holds for the next statement; `None`: the default.
     pub fn value(&self, name: &str) -> Option<&str> {
-        self.local.get(name).or_else(|| self.current.get(name)).map(String::as_str)
+        match self.local.get(name) {
+            Some(value) => value.as_deref(),
+            None => self.current.get(name).map(String::as_str),
+        }
     }
 
-    /// SET LOCAL, or set_config(.., true): until the transaction ends.
-    pub fn set_local(&mut self, name: &str, value: Option<&str>) {
-        self.log.push(Undo::Local(self.local.clone()));
-        let startup = self.startup.get(name).map(String::as_str);
-        let local = Arc::make_mut(&mut self.local);
-        match value.or(startup) {
-            Some(value) => {
-                local.insert(name.to_owned(), value.to_owned());
-            }
-            None => {
-                local.remove(name);
-            }
-        }
+    /// The value of the start.
+    pub fn startup(&self) -> &SettingsMap {
+        &self.startup
     }
 
     /// The session's hospital now.
@@ -97,6 +107,15 @@ impl Ledger {
         });
     }
 
+    /// SET LOCAL, or set_config(.., true): until the transaction ends.
+    pub fn set_local(&mut self, name: &str, value: Option<&str>) {
+        if is_of_names(name) {
+            self.log.push(Undo::Local(self.local.clone()));
+            let local = Arc::make_mut(&mut self.local);
+            local.insert(name.to_owned(), value.map(str::to_owned));
+        }
+    }
+
     /// RESET: back to the value of the start.
     pub fn reset(&mut self, name: &str) {
         self.end_local(name);
@@ -113,6 +132,7 @@ impl Ledger {
 
     /// RESET ALL: all but what belongs to the role, as Postgres does.
     pub fn reset_all(&mut self) {
+        self.end_local("search_path");
         let startup = self.startup.clone();
         self.change(|settings| {
             let kept: BTreeMap<_, _> = settings
@@ -167,12 +187,13 @@ impl Ledger {
         self.log.push(Undo::Savepoint(name.to_owned()));
     }
 
-    /// RELEASE: the savepoint is no more, and those behind it; what was changed stays.
+    /// RELEASE: the savepoint is gone with those behind it; what came behind it stays.
     pub fn release(&mut self, name: &str) {
         let is_savepoint = |undo: &Undo| matches!(undo, Undo::Savepoint(n) if n == name);
         if let Some(at) = self.log.iter().rposition(is_savepoint) {
-            let behind = self.log.split_off(at);
-            self.log.extend(behind.into_iter().filter(|undo| !matches!(undo, Undo::Savepoint(_))));
+            let mut behind = self.log.split_off(at);
+            behind.retain(|undo| !matches!(undo, Undo::Savepoint(_)));
+            self.log.append(&mut behind);
         }
     }
 
@@ -198,24 +219,6 @@ impl Ledger {
         self.undo_down_to(0);
         self.local_hospital = None;
         self.local = Arc::default();
-    }
-
-    /// The session began with a value of its own for `name`: where RESET leads to, which a server would
-    /// not know.
-    pub fn begins_with(&self, name: &str) -> bool {
-        self.startup.contains_key(name)
-    }
-
-    /// The end of the transaction, or a way back in it, may change one of these.
-    pub fn may_undo(&self, names: &[&str]) -> bool {
-        let differs = |old: &SettingsMap, now: &SettingsMap| {
-            names.iter().any(|name| old.get(*name) != now.get(*name))
-        };
-        self.log.iter().any(|undo| match undo {
-            Undo::Settings(old) => differs(old, &self.current),
-            Undo::Local(old) => differs(old, &self.local),
-            Undo::Hospital { .. } | Undo::Savepoint(_) => false,
-        }) || names.iter().any(|name| self.local.contains_key(*name))
     }
 
     /// Something was changed since the transaction began.
@@ -246,10 +249,15 @@ pub fn replay(have: &SettingsMap, want: &SettingsMap) -> Option<String> {
         push(&mut sql, &format!("RESET {}", quote_name(name)));
     }
     for (name, value) in want.iter().filter(|(name, value)| have.get(*name) != Some(value)) {
-        let (name, value) = (quote_literal(name), quote_literal(value));
-        push(&mut sql, &format!("SELECT pg_catalog.set_config({name}, {value}, false)"));
+        push(&mut sql, &set_statement(name, value));
     }
     (!sql.is_empty()).then_some(sql)
+}
+
+/// The statement that sets `name` for the session.
+pub fn set_statement(name: &str, value: &str) -> String {
+    let (name, value) = (quote_literal(name), quote_literal(value));
+    format!("SELECT pg_catalog.set_config({name}, {value}, false)")
 }
 
 fn push(sql: &mut String, statement: &str) {
@@ -317,17 +325,34 @@ mod tests {
     }
 
     #[test]
-    fn a_released_savepoint_is_not_gone_back_to() {
+    fn a_released_savepoint_leaves_its_elder_namesake() {
         let mut ledger = ledger();
         ledger.savepoint("s");
         ledger.set("a", "1");
         ledger.savepoint("s");
-        ledger.savepoint("t");
+        ledger.set("a", "2");
         ledger.release("s");
-        ledger.rollback_to("t");
-        assert_eq!(ledger.settings()["a"], "1", "t went with s");
+        assert_eq!(ledger.settings()["a"], "2");
         ledger.rollback_to("s");
-        assert!(!ledger.settings().contains_key("a"), "the outer s");
+        assert!(!ledger.settings().contains_key("a"));
+    }
+
+    #[test]
+    fn a_local_search_path_counts_until_its_end() {
+        let mut ledger = ledger();
+        ledger.set("search_path", "a");
+        ledger.commit();
+        ledger.savepoint("s");
+        ledger.set_local("search_path", Some("b"));
+        assert_eq!(ledger.value("search_path"), Some("b"));
+        ledger.rollback_to("s");
+        assert_eq!(ledger.value("search_path"), Some("a"));
+        ledger.set_local("search_path", None);
+        assert_eq!(ledger.value("search_path"), None);
+        ledger.set("search_path", "c");
+        assert_eq!(ledger.value("search_path"), Some("c"));
+        ledger.rollback();
+        assert_eq!(ledger.value("search_path"), Some("a"));
     }
 
     #[test]

@@ -131,8 +131,9 @@ impl Kept {
     }
 
     /// The text's hint.
+    #[allow(clippy::result_unit_err)] // as `route::Values` has it: there is nothing more to say
     pub fn hint(&self) -> Result<Option<&str>, ()> {
-        self.hint.as_ref().map(Option::as_deref).map_err(|()| ())
+        self.hint.as_ref().map(Option::as_deref).map_err(|&()| ())
     }
 }
 
@@ -204,11 +205,13 @@ impl Store {
     }
 }
 
+type Named = HashMap<Box<[u8]>, Arc<Statement>, foldhash::fast::RandomState>;
+
 /// One client's names.
 #[derive(Debug, Default)]
 pub struct Statements {
     unnamed: Option<Arc<Statement>>,
-    named: Option<Box<HashMap<Box<[u8]>, Arc<Statement>, foldhash::fast::RandomState>>>,
+    named: Option<Box<Named>>,
 }
 
 impl Statements {

@@ -29,9 +29,12 @@ const SETS_MAX: usize = 1_024;
 /// Postgres's NAMEDATALEN: longer application names are cut.
 const NAME_BYTES_MAX: usize = 63;
 
+type LearntOf = (Arc<str>, usize, Arc<Learnt>);
+
 /// What servers said at logins.
 pub struct Greetings {
-    learnt: Mutex<Vec<(Arc<str>, usize, Arc<Learnt>)>>,
+    /// By server user and the generation of its pools.
+    learnt: Mutex<Vec<LearntOf>>,
     checked: Cache<(Arc<str>, String, String), String>,
     sets: Cache<SettingsMap, Arc<SettingsMap>>,
 }

@@ -118,6 +118,8 @@ struct Found {
     effect: Effect,
     unknown_names: bool,
     relation_count: usize,
+    /// Names in it are looked up.
+    is_query: bool,
     /// It does not run now, or perhaps not at all: EXPLAIN, DECLARE CURSOR.
     is_deferred: bool,
     /// Where calls of set_config stand whose effect is known.
@@ -196,7 +198,7 @@ impl<'a> Walk<'a> {
             }
             sharded.push(ShardedUse { relation: used.relation, column: used.column, keys });
         }
-        if !self.is_equality_safe {
+        if !self.is_equality_safe && self.found.is_query {
             self.unsupported(
                 "this search_path",
                 "Leave pg_catalog out of search_path, or put it first.",

@@ -75,7 +75,8 @@ fn class_of(name: &str) -> Option<&'static str> {
 /// values of rows (statistics), secrets, sessions, or counters of one shard.
 pub fn is_system_relation_allowed(schema: &str, name: &str) -> bool {
     match schema {
-        "information_schema" => true,
+        // Its options may be passwords.
+        "information_schema" => name != "user_mapping_options",
         "pg_catalog" => matches!(
             name,
             "pg_aggregate"

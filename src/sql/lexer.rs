@@ -10,13 +10,15 @@
 use std::borrow::Cow;
 
 mod hint;
+mod runs;
 mod spans;
 
 use hint::Hint;
+use runs::{Class, class, find_byte, is_ident, run_end};
 use spans::Spans;
 
 /// Spans kept without allocating.
-const INLINE: usize = 16;
+const INLINE: usize = 8;
 /// Slots are numbered by u16.
 const SLOTS_MAX: usize = u16::MAX as usize;
 
@@ -211,50 +213,14 @@ fn join_pieces(raw: &str) -> String {
     value
 }
 
-/// What a byte may begin.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Class {
-    Other,
-    Space,
-    Ident,
-    Digit,
-    Quote,
-    DoubleQuote,
-    Dollar,
-    Dash,
-    Slash,
-    Dot,
-}
+/// What a statement begins with whose literals are values; `with` is another.
+const VALUE_WORDS: [u64; 5] =
+    [lower(b"select"), lower(b"insert"), lower(b"update"), lower(b"delete"), lower(b"values")];
 
-const CLASS: [Class; 256] = {
-    let mut table = [Class::Other; 256];
-    let mut b = 0;
-    while b < 256 {
-        table[b] = match b as u8 {
-            b' ' | b'\t' | b'\n' | b'\r' | 0x0c => Class::Space,
-            b'A'..=b'Z' | b'a'..=b'z' | b'_' | 0x80..=0xff => Class::Ident,
-            b'0'..=b'9' => Class::Digit,
-            b'\'' => Class::Quote,
-            b'"' => Class::DoubleQuote,
-            b'$' => Class::Dollar,
-            b'-' => Class::Dash,
-            b'/' => Class::Slash,
-            b'.' => Class::Dot,
-            _ => Class::Other,
-        };
-        b += 1;
-    }
-    table
-};
-
-#[inline]
-fn class(b: u8) -> Class {
-    CLASS[usize::from(b)]
-}
-
-#[inline]
-fn is_ident(b: u8) -> bool {
-    matches!(class(b), Class::Ident | Class::Digit | Class::Dollar)
+/// A word as a number, its letters in lower case; no other byte becomes a letter.
+const fn lower(word: &[u8; 6]) -> u64 {
+    let [a, b, c, d, e, f] = *word;
+    u64::from_le_bytes([a, b, c, d, e, f, 0, 0]) | 0x2020_2020_2020
 }
 
 struct Lexer<'a, 'b> {
@@ -266,29 +232,42 @@ struct Lexer<'a, 'b> {
 impl Lexer<'_, '_> {
     fn run(mut self) {
         self.lexed.mode = KeyMode::Slots;
-        // Where the last token was a string, two of them may turn out to be one: see `string`.
+        if matches!(self.peek(0).map(class), Some(Class::Space | Class::Dash | Class::Slash)) {
+            self.space(false);
+        }
+        let start = self.at;
+        if self.lexed.mode == KeyMode::Slots && !self.has_values() {
+            self.lexed.mode = KeyMode::Space;
+        }
+        // Where the last token was a string, two of them may turn out to be one.
         let mut string_end = usize::MAX;
-        let mut body: Option<usize> = None;
-        let mut end = 0;
+        let mut end = start;
         while let Some(&byte) = self.bytes.get(self.at) {
-            let start = self.at;
-            let class = class(byte);
-            let is_comment = match class {
-                Class::Dash => self.peek(1) == Some(b'-'),
-                Class::Slash => self.peek(1) == Some(b'*'),
-                _ => false,
-            };
-            if class == Class::Space || is_comment {
-                self.space(body.is_some());
-                continue;
-            }
-            if body.is_none() {
-                body = Some(start);
-                if !self.has_values() {
-                    self.lexed.mode = KeyMode::Space;
+            let mut class = class(byte);
+            if class == Class::Space {
+                match self.peek(1).map(runs::class) {
+                    None | Some(Class::Space | Class::Dash | Class::Slash) => {}
+                    // One space between tokens, as nearly all are: on with what it precedes.
+                    Some(next) if byte == b' ' => {
+                        self.at += 1;
+                        class = next;
+                    }
+                    Some(_) => {}
                 }
             }
             match class {
+                Class::Space => {
+                    self.space(true);
+                    continue;
+                }
+                Class::Dash if self.peek(1) == Some(b'-') => {
+                    self.space(true);
+                    continue;
+                }
+                Class::Slash if self.peek(1) == Some(b'*') => {
+                    self.space(true);
+                    continue;
+                }
                 Class::Quote => {
                     if string_end == end {
                         self.give_up();
@@ -305,7 +284,6 @@ impl Lexer<'_, '_> {
             }
             end = self.at;
         }
-        let start = body.unwrap_or(end);
         self.lexed.body = (start as u32, end as u32);
         // A space after the last token is no part of the key.
         self.lexed.spaces.truncate_from(end as u32);
@@ -325,13 +303,26 @@ impl Lexer<'_, '_> {
 
     /// Whether the text starts as a statement whose literals are values.
     fn has_values(&self) -> bool {
-        let rest = &self.bytes[self.at..];
-        let skip = rest.iter().take_while(|b| matches!(b, b'(' | b' ')).count();
-        let word = rest[skip..].iter().take(7).take_while(|b| is_ident(**b)).count();
-        let word = &rest[skip..skip + word];
-        [&b"select"[..], b"insert", b"update", b"delete", b"with", b"values"]
-            .iter()
-            .any(|known| word.eq_ignore_ascii_case(known))
+        let mut rest = self.bytes.get(self.at..).unwrap_or_default();
+        while let [b'(' | b' ', tail @ ..] = rest {
+            rest = tail;
+        }
+        let length = match rest.first_chunk() {
+            Some(head) if VALUE_WORDS.contains(&lower(head)) => 6,
+            _ if rest.get(..4).is_some_and(|head| head.eq_ignore_ascii_case(b"with")) => 4,
+            _ => return false,
+        };
+        !rest.get(length).is_some_and(|b| is_ident(*b))
+    }
+
+    #[inline]
+    fn skip_while(&mut self, is: impl Fn(u8) -> bool) {
+        self.at = run_end(self.bytes, self.at, is);
+    }
+
+    #[inline]
+    fn rest(&self) -> &[u8] {
+        self.bytes.get(self.at..).unwrap_or_default()
     }
 
     fn push_slot(&mut self, start: usize, kind: SlotKind) {
@@ -391,14 +382,17 @@ impl Lexer<'_, '_> {
     }
 
     /// A name or keyword, or a string with a letter before it.
+    #[inline]
     fn word(&mut self, string_end: &mut usize) {
         let start = self.at;
-        while self.peek(0).is_some_and(is_ident) {
-            self.at += 1;
+        self.skip_while(is_ident);
+        if self.at - start == 1 {
+            self.letter(start, string_end);
         }
-        if self.at - start != 1 {
-            return;
-        }
+    }
+
+    /// What a single letter before a quote makes of the string.
+    fn letter(&mut self, start: usize, string_end: &mut usize) {
         match (self.bytes[start], self.peek(0)) {
             (b'e' | b'E', Some(b'\'')) => {
                 let has_escape = self.escape_string();
@@ -431,8 +425,7 @@ impl Lexer<'_, '_> {
         let mut is_plain = true;
         self.at += 1;
         loop {
-            let rest = &self.bytes[self.at..];
-            let Some(quote) = rest.iter().position(|b| *b == b'\'') else {
+            let Some(quote) = find_byte(self.rest(), b'\'') else {
                 self.give_up();
                 self.at = self.bytes.len();
                 return false;
@@ -482,21 +475,22 @@ impl Lexer<'_, '_> {
 
     /// After a closing quote: white space with a newline in it, and another quote, continue the
     /// string. Steps behind that quote.
+    #[inline]
     fn continues(&mut self) -> bool {
-        let rest = &self.bytes[self.at..];
-        let space = rest.iter().take_while(|b| class(**b) == Class::Space).count();
-        let has_newline = rest[..space].iter().any(|b| matches!(b, b'\n' | b'\r'));
-        let continues = has_newline && rest.get(space) == Some(&b'\'');
-        if continues {
-            self.at += space + 1;
+        let end = run_end(self.bytes, self.at, |b| class(b) == Class::Space);
+        if self.bytes.get(end) != Some(&b'\'') {
+            return false;
         }
-        continues
+        let has_newline = self.bytes[self.at..end].iter().any(|b| matches!(b, b'\n' | b'\r'));
+        if has_newline {
+            self.at = end + 1;
+        }
+        has_newline
     }
 
     fn quoted_name(&mut self) {
         self.at += 1;
-        let rest = &self.bytes[self.at..];
-        match rest.iter().position(|b| *b == b'"') {
+        match find_byte(self.rest(), b'"') {
             // A doubled quote is read as two names that touch: the same bytes either way.
             Some(quote) => self.at += quote + 1,
             None => {
@@ -507,15 +501,17 @@ impl Lexer<'_, '_> {
     }
 
     fn digits(&mut self) {
-        while self.peek(0).is_some_and(|b| b.is_ascii_digit()) {
-            self.at += 1;
-        }
+        self.skip_while(|b| b.is_ascii_digit());
     }
 
     fn number(&mut self) {
         let start = self.at;
         let mut kind = SlotKind::Integer;
         self.digits();
+        if !self.peek(0).is_some_and(|b| is_ident(b) || b == b'.') {
+            self.push_slot(start, kind);
+            return;
+        }
         if self.peek(0) == Some(b'.') {
             kind = SlotKind::Decimal;
             self.at += 1;
@@ -571,7 +567,7 @@ impl Lexer<'_, '_> {
 fn find(hay: &[u8], needle: &[u8]) -> Option<usize> {
     let mut from = 0;
     loop {
-        let at = from + hay.get(from..)?.iter().position(|b| *b == b'$')?;
+        let at = from + hay.get(from..).and_then(|rest| find_byte(rest, b'$'))?;
         if hay[at..].starts_with(needle) {
             return Some(at);
         }

@@ -10,6 +10,8 @@ pub mod frontend;
 pub mod sqlstate;
 pub mod startup;
 
+use std::ffi::CStr;
+
 use bytes::{BufMut, Bytes, BytesMut};
 
 /// Bytes of a typed message's header: one tag byte and an Int32 length that counts itself.
@@ -216,11 +218,11 @@ impl<'a> Reader<'a> {
 
     /// A NUL-terminated string, without its NUL.
     pub fn cstr(&mut self) -> Result<&'a [u8], Error> {
-        let end =
-            self.rest.iter().position(|b| *b == 0).ok_or(self.malformed("string has no NUL"))?;
-        let (head, tail) = self.rest.split_at(end);
-        self.rest = &tail[1..];
-        Ok(head)
+        let text = CStr::from_bytes_until_nul(self.rest)
+            .map_err(|_| self.malformed("string has no NUL"))?
+            .to_bytes();
+        self.rest = &self.rest[text.len() + 1..];
+        Ok(text)
     }
 
     /// Fails if bytes are left over.

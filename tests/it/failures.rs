@@ -85,6 +85,32 @@ async fn a_dead_replica_is_not_chosen() {
 }
 
 #[tokio::test]
+async fn a_read_that_its_replica_did_not_finish_runs_again_on_the_primary() {
+    let mut shards = Shards::start(&Options::default());
+    let id = shards.hospital(1, 1);
+    let ward = Ward::start(&shards, &WardOptions::default());
+    let client = ward.connect().await;
+    let quick = format!("SELECT inet_server_port() FROM patients WHERE hospital_id = '{id}'");
+    let replica = shards.replica.port().to_string();
+    eventually("the replica serves", async || value(&client, &quick).await == replica).await;
+    let slow = format!(
+        "SELECT inet_server_port() FROM patients WHERE hospital_id = '{id}'
+         AND (SELECT count(*) FROM generate_series(1, 3000000)) > 0"
+    );
+    let crash = async {
+        let running = "SELECT count(*) FROM pg_stat_activity
+                       WHERE query LIKE '%3000000%' AND state = 'active' AND usename = 'app'";
+        eventually("the slow query runs", async || {
+            shards.replica.psql("shard1", running).expect("a count") != "0"
+        })
+        .await;
+        shards.replica.stop();
+    };
+    let (port, ()) = tokio::join!(value(&client, &slow), crash);
+    assert_eq!(port, shards.primary.port().to_string());
+}
+
+#[tokio::test]
 async fn a_client_that_vanishes_in_a_transaction_leaves_nothing() {
     let shards = shards();
     let config = [("pool", "default_pool_size = 1")];

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use pgward::cli::local::{Options, Postgres, Sandbox};
 use pgward::fleet::health::Alarm;
 use pgward::fleet::{Fleet, FleetSettings, ShardState, Standing};
-use pgward::shard_map::{Shard, ShardId};
+use pgward::shard_map::{Shard, ShardId, ShardMap};
 
 use crate::support::eventually;
 
@@ -187,4 +187,46 @@ async fn a_host_of_another_cluster_is_not_used() {
     assert_eq!(shard.primary(), Some(0));
     assert_eq!(shard.fresh_replicas(None), 0);
     drop(hosts.sandbox);
+}
+
+/// Role, timeline and LSN are the server's: its databases share a control connection.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn databases_of_one_server_share_a_probe() {
+    let hosts = Hosts::start();
+    for name in ["one", "two"] {
+        hosts.on_primary(&format!("CREATE DATABASE {name}"));
+    }
+    let shard = |id: u16, database: &str| Shard {
+        id: ShardId(id),
+        region: "europe".into(),
+        primary: hosts.primary.address(),
+        replicas: vec![hosts.replica.address()],
+        database: database.into(),
+    };
+    let probes = || {
+        let sql = "SELECT string_agg(datname, ' ') FROM pg_stat_activity
+            WHERE application_name = 'pgward'";
+        hosts.on_primary(sql).trim().to_owned()
+    };
+    let (fleet, _) = hosts.fleet("probe");
+    let settings = (**fleet.settings()).clone();
+    drop(fleet);
+    eventually("no probe is left", async || probes().is_empty()).await;
+
+    // The first database does not exist: the host is asked all the same.
+    let shards = [shard(0, "absent"), shard(1, "one"), shard(2, "two")];
+    let fleet = Fleet::of_shards(&shards, settings);
+    fleet.start();
+    let known = async || fleet.shards().iter().all(|shard| shard.fresh_replicas(Some(1)) == 0b10);
+    eventually("all shards have a fresh replica", known).await;
+    assert!(fleet.shards().iter().all(|shard| shard.primary() == Some(0)));
+    assert_eq!(probes(), "one");
+
+    // Of a reload: whoever is new is told, and a database that left is let go.
+    fleet.apply(&ShardMap::even(2, "hospital", vec![shard(0, "two"), shard(1, "postgres")]));
+    eventually("all shards have a fresh replica", known).await;
+    eventually("another database", async || ["two", "postgres"].contains(&&*probes())).await;
+    hosts.on_primary("DROP DATABASE one");
+    drop(fleet);
+    eventually("no probe is left", async || probes().is_empty()).await;
 }

@@ -9,6 +9,8 @@ mod demo;
 mod drivers;
 mod failures;
 mod fleet;
+mod functions;
+mod hostile;
 mod keys_hold;
 mod local;
 mod login_transcripts;

@@ -106,13 +106,10 @@ fn every_refusal_has_its_words() {
         (
             "reference_write",
             "a write to a reference table, over several shards",
-            reference_write("INSERT"),
-        ),
-        ("ddl", "DDL, over several shards", ddl("CREATE TABLE")),
-        (
-            "transaction_control_in_query",
-            "BEGIN, COMMIT or the like beside other statements in one Query",
-            transaction_control_in_query(),
+            reference_write(
+                "writing the reference table \"regions\"",
+                "Change it on each shard in shard-addressed sessions (options=-c pgward.shard=N).",
+            ),
         ),
         (
             "syntax",
@@ -214,6 +211,11 @@ fn every_refusal_has_its_words() {
             "server_lost_in_transaction",
             "the server was lost in a transaction before COMMIT",
             server_lost_in_transaction(shard),
+        ),
+        (
+            "server_lost_reading",
+            "the server was lost while it answered a read outside a transaction",
+            server_lost_reading(shard),
         ),
         (
             "outcome_unknown",

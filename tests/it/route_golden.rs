@@ -216,7 +216,9 @@ fn catalog(map: &ShardMap) -> Arc<Catalog> {
     let is_one_shard = map.shards().len() == 1;
     let (keys, reference) = (&tables.key_tables, &tables.reference);
     let declared = Declared::new(&tables.key_column, keys, reference, &safe, is_one_shard);
-    Arc::new(Catalog::build(1, &[facts], &declared))
+    // Part of the cache's key: each map of these tests has its own.
+    let version = map.shards().len() as u64;
+    Arc::new(Catalog::build(version, &[facts], &declared))
 }
 
 /// The answer to one block.

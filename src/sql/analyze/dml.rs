@@ -77,7 +77,7 @@ impl<'a> Walk<'a> {
             };
             for column in insert.cols() {
                 // `tags[(SELECT ...)]`
-                walk.expr(column.into(), At { place: level, ..at })?;
+                walk.expr(column, At { place: level, ..at })?;
             }
             let keys = walk.inserted_keys(insert, index, at)?;
             let columns = match (relation, key) {

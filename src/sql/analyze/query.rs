@@ -106,6 +106,7 @@ impl Selected<'_> {
 impl<'a> Walk<'a> {
     /// A query wherever one may stand: a subquery, or the body of a WITH.
     pub(super) fn query(&mut self, node: Node<'a>, at: At<'_, 'a>) -> Result<Selected<'a>, Error> {
+        self.found.is_query = true;
         self.deeper(QUERY_DEPTH, |walk| match node {
             Node::SelectStmt(select) => walk.select(select, at),
             Node::InsertStmt(insert) => walk.insert(insert, at),

@@ -3,9 +3,12 @@
 use std::fmt::Write as _;
 use std::path::Path;
 use std::sync::OnceLock;
+use std::time::{Duration, Instant};
 
 use pgward::cli::local::{Options, Postgres, Sandbox};
 use uuid::Uuid;
+
+use super::PATIENCE;
 
 const SCHEMA: &str = include_str!("../../../config/schema.sql");
 const REFERENCE_ROWS: &str = include_str!("../../../config/reference-rows.sql");
@@ -70,7 +73,8 @@ impl Shards {
         self.primary.psql(&format!("shard{shard}"), sql).expect("SQL on the shard itself")
     }
 
-    /// Makes a hospital on `shard`, past pgward, with patients 1 to `patients`.
+    /// Makes a hospital on `shard`, past pgward, with patients 1 to `patients`; the
+    /// replica has them, because pgward can't know that it must wait for what it did not write.
     pub fn hospital(&self, shard: u16, patients: u32) -> Uuid {
         let id = hospital_on(shard);
         self.psql(
@@ -81,6 +85,13 @@ impl Shards {
                  SELECT '{id}', n, 'MRN-' || n, 'Patient ' || n FROM generate_series(1, {patients}) n"
             ),
         );
+        let lsn = self.psql(shard, "SELECT pg_current_wal_insert_lsn()");
+        let has_it = format!("SELECT pg_last_wal_replay_lsn() >= '{lsn}'");
+        let deadline = Instant::now() + PATIENCE;
+        while self.replica.psql("postgres", &has_it).expect("the replica answers") != "t" {
+            assert!(Instant::now() < deadline, "the replica does not follow");
+            std::thread::sleep(Duration::from_millis(5));
+        }
         id
     }
 

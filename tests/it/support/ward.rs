@@ -40,7 +40,10 @@ impl Ward {
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let directory = shards.directory().join(format!("ward-{number}"));
         std::fs::create_dir(&directory).expect("a directory for pgward");
-        let (port, metrics_port) = (free_port().expect("a port"), free_port().expect("a port"));
+        let port = free_port().expect("a port");
+        // A port is free until somebody listens on it, so the same one may be found twice.
+        let other = std::iter::repeat_with(|| free_port().expect("a port"));
+        let metrics_port = { other }.find(|found| *found != port).expect("another port");
         let map = options.map.clone().unwrap_or_else(|| shards.map());
         write(&directory, "shard-map.toml", &map);
         write(&directory, "users.toml", USERS);
