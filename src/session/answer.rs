@@ -117,6 +117,9 @@ impl Session {
                 // The server's default may be another than the value of the session's start.
                 match self.ledger.startup().get(name) {
                     Some(value) => self.block.queue(&params::set_statement(name, value))?,
+                    None if name == "search_path" => {
+                        self.block.queue(&params::set_statement(name, &self.default_path))?;
+                    }
                     None => self.block.queue(&format!("RESET {name}"))?,
                 }
                 self.ledger.reset(name);
@@ -193,7 +196,15 @@ impl Session {
             // BEGIN is not out yet: the statement goes behind it, and is answered now.
             for setting in settings {
                 let value = self.setting_value(setting, values)?;
-                self.block.queue(text)?;
+                match value {
+                    // A server's own default may be another.
+                    None if setting.name == "search_path" => {
+                        let path = params::quote_literal(&self.default_path);
+                        let set = "SELECT pg_catalog.set_config('search_path'";
+                        self.block.queue(&format!("{set}, {path}, {})", setting.is_local))?;
+                    }
+                    _ => self.block.queue(text)?,
+                }
                 match value {
                     value if setting.is_local => {
                         self.ledger.set_local(&setting.name, value.as_deref());
@@ -251,6 +262,23 @@ impl Session {
             }
         }
         self.ledger.set_hospital(hospital, is_local);
+        Ok(())
+    }
+
+    /// RESET on a server that is held: it goes back to a default of its own, the session to the value that it
+    /// began with (with `is_local`: to the default that it learnt). Where names depend on it, and the
+    /// transaction goes on, the two must be one.
+    pub(super) fn check_reset(&self, name: &str, is_local: bool) -> Result<(), ErrorReply> {
+        let Some(attached) = &self.attached else { return Ok(()) };
+        let has_other_path =
+            name == "search_path" && attached.checkout.server.default_path != self.default_path;
+        let has_begun_with = !is_local && self.ledger.startup().contains_key(name);
+        if params::is_of_names(name) && (has_begun_with || has_other_path) {
+            return Err(refusals::unsupported(
+                &format!("resetting {name} in a transaction"),
+                "SET it to the value that you mean, or reset it outside.",
+            ));
+        }
         Ok(())
     }
 

@@ -76,6 +76,13 @@ pub(super) struct Portal {
     effect: Confirmed,
 }
 
+impl Portal {
+    /// Its effect, once: a portal that goes on has done what it does.
+    fn take_effect(&mut self) -> Confirmed {
+        std::mem::replace(&mut self.effect, Confirmed::Nothing)
+    }
+}
+
 /// A batch, looked at and not yet sent.
 struct Batch {
     /// What names mean throughout it.
@@ -402,7 +409,7 @@ impl Session {
         let name: Box<[u8]> = parse.name.into();
         self.statements.insert(&name, statement.clone());
         batch.named.push((Some(name), before));
-        Ok(match self.place(&kept) {
+        Ok(match self.place(batch, &kept) {
             Place::Server => {
                 // A text that no login could ever run is refused now, not at its Bind.
                 self.check_parse(batch, &kept)?;
@@ -422,10 +429,12 @@ impl Session {
     }
 
     /// Where a statement is answered, as far as it says by itself.
-    fn place(&self, kept: &Kept) -> Place {
+    fn place(&self, batch: &Batch, kept: &Kept) -> Place {
+        // Behind a member that runs on a server, settings are the server's too, in their turn.
+        let is_attached = self.attached.is_some() || batch.needs_server;
         match kept.analysis.statements.as_slice() {
             [only] if matches!(only.effect, Effect::Transaction(_)) => Place::Control,
-            [only] if self.is_local(only, self.attached.is_some()) => Place::Local,
+            [only] if self.is_local(only, is_attached) => Place::Local,
             _ => Place::Server,
         }
     }
@@ -469,8 +478,16 @@ impl Session {
             .into());
         }
         let is_unknown = kept.analysis.statements.iter().any(|s| s.unknown_names);
-        let place = self.place(&kept);
+        let place = self.place(batch, &kept);
         if let Place::Server = place {
+            if !bind.portal.is_empty() && sets_by_function(&kept) {
+                // FETCH could run it, unseen.
+                return Err(refusals::unsupported(
+                    "set_config in a portal with a name",
+                    "Bind it to the unnamed portal.",
+                )
+                .into());
+            }
             let values = BindValues { bind, kept: &kept };
             let bound = batch.route.and_then(bound_of);
             match self.decide(&batch.snapshot, &kept.analysis, &values, bound) {
@@ -533,7 +550,24 @@ impl Session {
         };
         let Some(statement) = statement else { return Ok(forwarded(batch)) };
         let kept = self.facts(batch, &statement)?;
-        match self.place(&kept) {
+        let place = self.place(batch, &kept);
+        if message == Message::Execute {
+            let effects = kept.analysis.statements.iter().map(|statement| &statement.effect);
+            let may_undo = self.ledger.may_undo_names();
+            batch.changes_names |= !matches!(place, Place::Local)
+                && effects
+                    .clone()
+                    .any(|of| params::changes_names(of) || (may_undo && params::takes_back(of)));
+            // Answered at once, it would come ahead of them.
+            if batch.needs_server && effects.clone().any(|of| matches!(of, Effect::Discard(_))) {
+                return Err(refusals::unsupported(
+                    "DISCARD behind other statements in one batch",
+                    "Send Sync before it.",
+                )
+                .into());
+            }
+        }
+        match place {
             Place::Server => Ok(forwarded(batch)),
             Place::Control => Ok(StepKind::Control(message, statement, kept)),
             Place::Local => {
@@ -578,7 +612,7 @@ impl Session {
         statement: Arc<Statement>,
     ) -> Result<StepKind, Trouble> {
         let kept = self.facts(batch, &statement)?;
-        Ok(match self.place(&kept) {
+        Ok(match self.place(batch, &kept) {
             Place::Server => {
                 batch.needs_server = true;
                 StepKind::DescribeStatement(statement)
@@ -677,18 +711,19 @@ impl Session {
                 StepKind::Execute | StepKind::Control(Message::Execute, ..) => {
                     let name = Execute::read(body)?.portal;
                     let of_name = |portal: &&Portal| *portal.name == *name;
-                    if let Some(portal) = bound.iter().find(of_name) {
-                        run.effects.push_back(portal.effect.clone());
+                    if let Some(portal) = bound.iter_mut().find(|portal| of_name(&&**portal)) {
+                        run.effects.push_back(portal.take_effect());
                         continue;
                     }
-                    let held = self.attached.as_ref().map_or(&[][..], |held| &held.portals);
-                    let Some(portal) = held.iter().find(of_name) else {
+                    let held = self.attached.as_mut().map_or(&mut [][..], |held| &mut held.portals);
+                    let Some(portal) = held.iter_mut().find(|portal| of_name(&&**portal)) else {
                         // A cursor of the server's: reading from it changes nothing.
                         run.effects.push_back(Confirmed::Nothing);
                         continue;
                     };
-                    run.effects.push_back(portal.effect.clone());
-                    let kept = self.facts(batch, &portal.statement)?;
+                    run.effects.push_back(portal.take_effect());
+                    let statement = portal.statement.clone();
+                    let kept = self.facts(batch, &statement)?;
                     run.effect_of(self, &kept.analysis, &NoValues(&kept))?;
                 }
                 _ => {}
@@ -907,6 +942,14 @@ impl Session {
             }
         }
     }
+}
+
+/// Whether a SELECT changes settings.
+fn sets_by_function(kept: &Kept) -> bool {
+    kept.analysis.statements.iter().any(|statement| match &statement.effect {
+        Effect::Set(settings) => settings.iter().any(|setting| setting.from_function),
+        _ => false,
+    })
 }
 
 /// An effect under way after which names mean something else.

@@ -162,6 +162,9 @@ impl Run {
                         continue;
                     }
                     let (name, is_local) = (setting.name.clone(), setting.is_local);
+                    if value.is_none() {
+                        session.check_reset(&name, is_local)?;
+                    }
                     changes.push(Change { name, value, is_local });
                 }
                 Confirmed::Set(changes)
@@ -169,11 +172,13 @@ impl Run {
             Effect::Reset(name) => {
                 // The server goes to its own default, the session to its startup value: the two
                 // may differ, so the server is not handed on as it is.
+                session.check_reset(name, false)?;
                 self.is_opaque |= session.ledger.settings().contains_key(name);
                 let change = Change { name: name.clone(), value: None, is_local: false };
                 Confirmed::Set(vec![change])
             }
             Effect::ResetAll => {
+                session.check_reset("search_path", false)?;
                 self.is_opaque = true;
                 Confirmed::ResetAll
             }
@@ -381,10 +386,11 @@ impl Session {
         Ok(Look::Run(run))
     }
 
-    /// Nothing is guarded: one shard, and an application that is trusted.
+    /// Nothing is guarded: one shard, and an application that is trusted with any hospital.
     pub(super) fn is_unguarded(&self) -> bool {
         self.services.config.load().guard.mode == crate::route::GuardMode::Route
             && self.services.map.peek().shards().len() == 1
+            && self.user.rights.hospitals == crate::route::Hospitals::Any
     }
 
     /// In a failed block only its end is accepted.
@@ -828,7 +834,8 @@ impl Session {
                 Reply::Complete { tag, kind, forwarded } => {
                     if forwarded
                         && let Some(effect) = attached.effects.pop_front()
-                        && kind == b'C'
+                        // A suspended `SELECT set_config()` has run.
+                        && matches!(kind, b'C' | b's')
                     {
                         running.has_changed = true;
                         running.is_ddl |= apply(&mut self.ledger, &mut self.block, effect, tag);
@@ -1073,6 +1080,9 @@ impl Session {
         let Some(mut attached) = self.attached.take() else { return Ok(()) };
         let mut running = Running::new(false);
         let news = self.take_replies(&mut attached, &mut running);
+        if running.has_changed {
+            self.renew_names();
+        }
         if running.has_failed {
             // The rest of a long batch: its Sync is still to come.
             self.take_back_unconfirmed(&mut attached);

@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use crate::server::SettingsMap;
 use crate::shard_map::HospitalId;
-use crate::sql::Effect;
+use crate::sql::{Effect, Transaction};
 
 /// Name of the setting that binds a session to a hospital.
 pub const HOSPITAL: &str = "pgward.hospital_id";
@@ -29,6 +29,16 @@ pub fn changes_names(effect: &Effect) -> bool {
         Effect::ResetAll | Effect::Discard(_) => true,
         _ => false,
     }
+}
+
+/// Does it take settings back?
+pub fn takes_back(effect: &Effect) -> bool {
+    matches!(
+        effect,
+        Effect::Transaction(
+            Transaction::Commit { .. } | Transaction::Rollback { .. } | Transaction::RollbackTo(_)
+        )
+    )
 }
 
 /// A session's settings.
@@ -219,6 +229,19 @@ impl Ledger {
         self.undo_down_to(0);
         self.local_hospital = None;
         self.local = Arc::default();
+    }
+
+    /// The end of the transaction, or a way back in it, may change what names mean.
+    pub fn may_undo_names(&self) -> bool {
+        let names = ["search_path", "role", "session_authorization"];
+        !self.local.is_empty()
+            || self.log.iter().any(|undo| match undo {
+                Undo::Settings(old) => {
+                    names.iter().any(|name| old.get(*name) != self.current.get(*name))
+                }
+                Undo::Local(old) => *old != self.local,
+                Undo::Hospital { .. } | Undo::Savepoint(_) => false,
+            })
     }
 
     /// Something was changed since the transaction began.

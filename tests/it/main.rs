@@ -2,6 +2,7 @@
 
 mod support;
 
+mod attacks;
 mod catalog;
 mod cli_offline;
 mod demo;

@@ -1,0 +1,282 @@
+//! What names mean must be what pgward thinks they mean: ways to change search_path behind its back.
+//!
+//! Schema `wide` has a view `regions` over the patients of all hospitals, where `public.regions` is a
+//! reference table that anybody may read on any shard. Each attack tries to have `regions` taken for
+//! the one and read as the other. Whatever comes back, no patient may.
+
+use crate::support::raw::{bind, flush, message, parse, query, sync};
+use crate::support::*;
+
+const READ: &str = "SELECT * FROM regions";
+const LEAK: &[u8] = b"Patient ";
+
+/// Parse, Bind and Execute.
+fn run(sql: &str) -> Vec<u8> {
+    raw::batch(sql, &[])
+}
+
+fn bind_portal(portal: &str) -> Vec<u8> {
+    message(b'B', &[portal.as_bytes(), b"\0\0\0\0\0\0\0\0"])
+}
+
+fn execute_portal(portal: &str, max_rows: u32) -> Vec<u8> {
+    message(b'E', &[portal.as_bytes(), b"\0", &max_rows.to_be_bytes()])
+}
+
+/// A login with startup options, e.g. `-c search_path=public`.
+fn login(ward: &Ward, options: &str) -> Raw {
+    let mut raw = Raw::connect(ward);
+    let mut pairs = b"user\0app\0database\0hospital\0".to_vec();
+    if !options.is_empty() {
+        pairs.extend([b"options\0", options.as_bytes(), b"\0"].concat());
+    }
+    raw.send(&raw::packet(&[&0x0003_0000_u32.to_be_bytes(), &pairs, b"\0"]));
+    let messages = raw.until(b'Z').expect("a login");
+    assert!(messages.iter().all(|message| message.tag != b'E'), "{messages:?}");
+    raw
+}
+
+/// Sends `parts`, each ended by a Query or Sync, and looks at all that comes back: what went wrong, if
+/// anything, where something was to be `refused`.
+fn attack(ward: &Ward, options: &str, refused: bool, parts: &[Vec<u8>]) -> Option<&'static str> {
+    let mut raw = login(ward, options);
+    let mut states = Vec::new();
+    for part in parts {
+        raw.send(part);
+        let Some(messages) = raw.until(b'Z') else { break };
+        for message in &messages {
+            let has_leak = message.body.windows(LEAK.len()).any(|bytes| bytes == LEAK);
+            if message.tag == b'D' && has_leak {
+                return Some("read patients of all hospitals");
+            }
+        }
+        states.extend(messages.iter().filter(|m| m.tag == b'E').map(|m| m.sqlstate().to_owned()));
+    }
+    if states.iter().any(|state| state.starts_with("XX") || state.starts_with("08")) {
+        return Some("something broke");
+    }
+    (refused && states.is_empty()).then_some("nothing was refused")
+}
+
+fn set_up() -> (Shards, Ward, String) {
+    let shards = Shards::start(&Default::default());
+    let id = shards.hospital(0, 2);
+    for shard in 0..4 {
+        shards.hospital(shard, 2);
+        shards.psql(
+            shard,
+            "CREATE SCHEMA wide; CREATE VIEW wide.regions AS SELECT * FROM public.patients;
+             GRANT USAGE ON SCHEMA wide TO app; GRANT SELECT ON wide.regions TO app",
+        );
+    }
+    let options = WardOptions {
+        config: &[("auth", "auth_type = \"trust\""), ("listen", "insecure = true")],
+        ..Default::default()
+    };
+    let ward = Ward::start(&shards, &options);
+    let keyed = format!("SELECT count(*) FROM hospitals WHERE id = '{id}'");
+    (shards, ward, keyed)
+}
+
+#[test]
+fn search_path_is_never_another_than_pgward_thinks() {
+    let (shards, ward, keyed) = set_up();
+    let q = |sql: &str| query(sql);
+    let set = "SET search_path = wide";
+    let set_config = "SELECT set_config('search_path', 'wide', false)";
+    let begin = || [q("BEGIN"), q(&keyed)].to_vec();
+    let mut wrong: Vec<String> = Vec::new();
+    let in_block = |rest: Vec<Vec<u8>>| [begin(), rest].concat();
+
+    for (name, parts) in [
+        ("in one query", vec![q(&format!("{set}; {READ}"))]),
+        ("set_config in one query", vec![q(&format!("{set_config}; {READ}"))]),
+        ("in one batch", vec![[run(set), run(READ), sync()].concat()]),
+        ("behind a Flush", vec![[run(set), flush(), run(READ), sync()].concat()]),
+        (
+            "a portal that is not the last",
+            vec![
+                [parse(set), bind_portal("p"), run("SELECT 1"), execute_portal("p", 0), sync()]
+                    .concat(),
+                q(READ),
+            ],
+        ),
+        (
+            "a portal of an earlier batch",
+            in_block(vec![
+                [parse(set), bind_portal("p"), sync()].concat(),
+                [execute_portal("p", 0), sync()].concat(),
+                q(READ),
+            ]),
+        ),
+        (
+            "a set_config that is suspended",
+            in_block(vec![
+                [parse(set_config), bind(&[]), execute_portal("", 1), sync()].concat(),
+                q(READ),
+            ]),
+        ),
+        (
+            "a set_config that goes on",
+            in_block(vec![
+                [
+                    parse("SELECT set_config('search_path', 'public', false)"),
+                    bind_portal("p"),
+                    execute_portal("p", 1),
+                    sync(),
+                ]
+                .concat(),
+                q(set),
+                [execute_portal("p", 1), sync()].concat(),
+                q(READ),
+            ]),
+        ),
+        (
+            "a portal that FETCH runs",
+            in_block(vec![
+                [parse(set_config), bind_portal("p"), sync()].concat(),
+                q("FETCH ALL FROM p"),
+                q(READ),
+            ]),
+        ),
+        (
+            "a cursor that FETCH runs",
+            in_block(vec![
+                q("DECLARE c CURSOR FOR SELECT set_config('search_path', 'wide', false)"),
+                q("SET search_path = public"),
+                q("FETCH ALL FROM c"),
+                q(READ),
+            ]),
+        ),
+        (
+            "EXPLAIN of set_config",
+            in_block(vec![
+                q(set),
+                q("EXPLAIN SELECT set_config('search_path', 'public', false)"),
+                q(READ),
+            ]),
+        ),
+        (
+            "set_config beside what makes no row",
+            in_block(vec![
+                q(set),
+                q("SELECT set_config('search_path', 'public', false), generate_series(1, 0) + 1"),
+                q(READ),
+            ]),
+        ),
+        (
+            "a savepoint that was released",
+            in_block(vec![
+                q(set),
+                q("SAVEPOINT a"),
+                q("SET search_path = public"),
+                q("SAVEPOINT a"),
+                q("RELEASE a"),
+                q("ROLLBACK TO a"),
+                q(READ),
+            ]),
+        ),
+        (
+            "a savepoint that was released before any server",
+            vec![
+                q("BEGIN"),
+                q("SET search_path = wide, public"),
+                q("SAVEPOINT a"),
+                q("SET search_path = public"),
+                q("SAVEPOINT a"),
+                q("RELEASE a"),
+                q("ROLLBACK TO a"),
+                q(&keyed.replace("count(*)", "r.*").replace("hospitals", "hospitals h, regions r")),
+            ],
+        ),
+        (
+            "COMMIT ends a SET LOCAL",
+            vec![
+                q("SET search_path = wide, public"),
+                q("BEGIN"),
+                q("SET LOCAL search_path = public"),
+                q(&keyed),
+                [run("COMMIT"), run(READ), sync()].concat(),
+            ],
+        ),
+        (
+            "ROLLBACK TO ends a SET LOCAL",
+            in_block(vec![
+                q("SET search_path = wide, public"),
+                q("SAVEPOINT a"),
+                q("SET LOCAL search_path = public"),
+                [run("ROLLBACK TO a"), run(READ), sync()].concat(),
+            ]),
+        ),
+    ] {
+        wrong.extend(attack(&ward, "", true, &parts).map(|what| format!("{name}: {what}")));
+    }
+
+    // From here on servers have another default than the session's own.
+    drop(ward);
+    for shard in 0..4 {
+        shards.psql(shard, &format!("ALTER DATABASE shard{shard} SET search_path = wide, public"));
+    }
+    let options = WardOptions {
+        config: &[("auth", "auth_type = \"trust\""), ("listen", "insecure = true")],
+        ..Default::default()
+    };
+    let ward = Ward::start(&shards, &options);
+    let startup = "-c search_path=public";
+    for (name, options, parts) in [
+        ("RESET", startup, in_block(vec![q("RESET search_path"), q(READ)])),
+        ("RESET ALL", startup, in_block(vec![q("RESET ALL"), q(READ)])),
+        ("TO DEFAULT", startup, in_block(vec![q("SET search_path TO DEFAULT"), q(READ)])),
+        ("LOCAL", startup, in_block(vec![q("SET LOCAL search_path TO DEFAULT"), q(READ)])),
+        (
+            "set_config NULL",
+            startup,
+            in_block(vec![q("SELECT set_config('search_path', NULL, true)"), q(READ)]),
+        ),
+        (
+            "RESET before any server",
+            startup,
+            vec![
+                q("BEGIN"),
+                q("RESET search_path"),
+                q(&keyed
+                    .replace("count(*)", "r.*")
+                    .replace("hospitals", "hospitals h, regions r")
+                    .replace("WHERE id", "WHERE h.id")),
+            ],
+        ),
+        (
+            "RESET behind a read",
+            "",
+            vec![
+                q("SET search_path = public"),
+                [run(READ), run("RESET search_path"), sync()].concat(),
+            ],
+        ),
+        (
+            "SET behind a read, and not yet begun",
+            "-c search_path=public",
+            vec![
+                q("BEGIN"),
+                [
+                    run("SELECT 1"),
+                    run(&keyed
+                        .replace("count(*)", "r.*")
+                        .replace("hospitals", "hospitals h, regions r")
+                        .replace("WHERE id", "WHERE h.id")),
+                    run("SET LOCAL search_path = wide, public"),
+                    sync(),
+                ]
+                .concat(),
+            ],
+        ),
+        (
+            "DISCARD behind a read",
+            "",
+            vec![q("SET search_path = public"), [run(READ), run("DISCARD ALL"), sync()].concat()],
+        ),
+    ] {
+        wrong.extend(attack(&ward, options, false, &parts).map(|what| format!("{name}: {what}")));
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
