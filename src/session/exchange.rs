@@ -109,8 +109,7 @@ impl Run {
             analysis.statements.iter().any(|statement| statement.effect != Effect::None);
         for statement in &analysis.statements {
             self.is_write |= matches!(statement.access, Access::Write(_));
-            // Routed all the same, where nothing is guarded: what it did to settings is unknown.
-            self.is_opaque |= !statement.problems.is_empty();
+            self.is_opaque |= is_unread(statement);
             if has_effects {
                 let effect = self.confirmed(session, &statement.effect, values)?;
                 self.effects.push_back(effect);
@@ -129,7 +128,7 @@ impl Run {
         let mut effect = Confirmed::Nothing;
         for statement in &analysis.statements {
             self.is_write |= matches!(statement.access, Access::Write(_));
-            self.is_opaque |= !statement.problems.is_empty();
+            self.is_opaque |= is_unread(statement);
             effect = self.confirmed(session, &statement.effect, values)?;
         }
         Ok(effect)
@@ -1185,6 +1184,13 @@ pub(super) async fn abandon(attached: &Attached, client: &Arc<Client>) {
     if let Some(hold) = client.on_detach() {
         hold.cancels_done().await;
     }
+}
+
+/// Routed though it could not be classified, where nothing is guarded: only of queries are all
+/// expressions read, so what another statement does to settings is not known.
+fn is_unread(statement: &crate::sql::Statement) -> bool {
+    let is_query = matches!(statement.command, "SELECT" | "INSERT" | "UPDATE" | "DELETE");
+    !statement.problems.is_empty() && !is_query
 }
 
 /// Settings that decide what a text means: pgward must know their values.

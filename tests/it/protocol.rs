@@ -83,7 +83,7 @@ fn what_breaks_the_protocol_ends_that_connection() {
     for (what, bytes) in broken {
         let mut raw = Raw::login(&ward);
         raw.send(&[bytes, sync()].concat());
-        let messages = raw.to_end();
+        let messages = raw.until_closed();
         let error = messages.iter().find(|message| message.tag == b'E');
         assert_eq!(error.map(Message::sqlstate), Some("08P01"), "{what}: {messages:?}");
         assert!(messages.iter().all(|message| message.tag != b'Z'), "{what}: {messages:?}");
@@ -125,7 +125,7 @@ fn each_request_gets_one_ready_for_query() {
         assert_eq!(tags(&messages), answer, "request {number}: {messages:?}");
     }
     raw.send(&message(b'X', &[]));
-    assert_eq!(raw.to_end(), []);
+    assert_eq!(raw.until_closed(), []);
 }
 
 #[test]

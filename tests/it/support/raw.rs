@@ -69,7 +69,7 @@ impl Raw {
     }
 
     /// All that still comes, up to the end.
-    pub fn to_end(&mut self) -> Vec<Message> {
+    pub fn until_closed(&mut self) -> Vec<Message> {
         std::iter::from_fn(|| self.message()).collect()
     }
 }
