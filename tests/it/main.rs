@@ -9,6 +9,7 @@ mod drivers;
 mod failures;
 mod fleet;
 mod keys_hold;
+mod leaks;
 mod local;
 mod login_transcripts;
 mod operations;
