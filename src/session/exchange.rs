@@ -813,8 +813,12 @@ impl Session {
                 Reply::Complete { tag, kind, forwarded } => {
                     if forwarded
                         && let Some(effect) = attached.effects.pop_front()
-                        && kind == b'C'
+                        && kind != b'I'
                     {
+                        if kind == b's' {
+                            // A set_config that has given its row has taken place, and may again.
+                            server.is_opaque |= effect != Confirmed::Nothing;
+                        }
                         running.has_changed = true;
                         running.is_ddl |= apply(&mut self.ledger, &mut self.block, effect, tag);
                     }
