@@ -114,19 +114,17 @@ impl Session {
                 Ok(Local::tag("RESET"))
             }
             Effect::Reset(name) => {
-                // The server's default may be another than the value of the session's start.
-                match self.ledger.startup().get(name) {
-                    Some(value) => self.block.queue(&params::set_statement(name, value))?,
-                    None => self.block.queue(&format!("RESET {name}"))?,
-                }
+                let text = self.reset_statement(name, false);
+                self.block.queue(&text)?;
                 self.ledger.reset(name);
                 self.settle_implicit();
-                Ok(Local::tag("RESET"))
+                // SET x TO DEFAULT is the same, and says SET.
+                Ok(Local::tag(statement.command))
             }
             Effect::ResetAll => {
                 self.block.queue("RESET ALL")?;
                 for (name, value) in self.ledger.startup() {
-                    self.block.queue(&params::set_statement(name, value))?;
+                    self.block.queue(&params::set_statement(name, value, false))?;
                 }
                 self.ledger.reset_all();
                 self.settle_implicit();

@@ -666,6 +666,7 @@ impl Session {
             }
         }
         batch.bound = bound;
+        run.check_aside()?;
         // Pieces of a long batch are followed throughout: their replies come later.
         let is_whole = batch.has_sync || self.ends_with_flush(batch);
         let is_first = self.attached.as_ref().is_none_or(|attached| attached.effects.is_empty());
@@ -716,9 +717,16 @@ impl Session {
                 Relayed::Rerun | Relayed::Done => {
                     if running.has_failed {
                         self.take_back_unconfirmed(&mut attached);
-                        self.take_back_settings(&mut batch);
+                        if matches!(self.block, Block::None) {
+                            // Once the server is let go: it keeps the settings brought to it.
+                            attached.ledger_before = batch.ledger_before.take();
+                        } else if batch.ledger_before.is_some() {
+                            attached.checkout.server.is_opaque = true;
+                            self.take_back_settings(&mut batch);
+                        }
                         self.is_skipping = running.ready.is_none() || run.is_own_batch;
                     }
+                    self.restore_startup(&mut attached, &running).await;
                     self.settle(attached, &run, running);
                 }
                 Relayed::Lost => {

@@ -134,6 +134,14 @@ impl Run {
         Ok(effect)
     }
 
+    /// What stands beside a block is rolled back: what it sets must be known, to be set again.
+    pub fn check_aside(&self) -> Result<(), ErrorReply> {
+        match self.is_aside && self.is_opaque {
+            true => Err(refusals::effect_needs_hospital("a computed setting")),
+            false => Ok(()),
+        }
+    }
+
     /// Effects are followed only if there are any.
     pub fn drop_idle_effects(&mut self) {
         if self.effects.iter().all(|effect| *effect == Confirmed::Nothing) {
@@ -159,22 +167,19 @@ impl Run {
                         self.is_opaque = true;
                         continue;
                     }
+                    self.is_opaque |= value.is_none()
+                        && !setting.is_local
+                        && session.ledger.startup().contains_key(&setting.name);
                     let (name, is_local) = (setting.name.clone(), setting.is_local);
                     changes.push(Change { name, value, is_local });
                 }
                 Confirmed::Set(changes)
             }
             Effect::Reset(name) => {
-                // The server goes to its own default, the session to its startup value: the two
-                // may differ, so the server is not handed on as it is.
-                self.is_opaque |= session.ledger.settings().contains_key(name);
                 let change = Change { name: name.clone(), value: None, is_local: false };
                 Confirmed::Set(vec![change])
             }
-            Effect::ResetAll => {
-                self.is_opaque = true;
-                Confirmed::ResetAll
-            }
+            Effect::ResetAll => Confirmed::ResetAll,
             Effect::Transaction(control) => {
                 self.may_commit |= matches!(control, Transaction::Commit { .. });
                 self.may_end |=
@@ -231,6 +236,8 @@ pub(super) struct Running {
     may_rerun: bool,
     wants_rerun: bool,
     is_ddl: bool,
+    /// Settings that went to the server's default, and are to go to the session's startup value.
+    resets: Vec<String>,
     /// Bytes of a CopyData of the client's that go on as they come.
     copy_left: usize,
     is_copy_ended: bool,
@@ -428,6 +435,11 @@ impl Session {
     /// Runs the simple Query at the front of the input, and takes it off.
     pub(super) async fn run_query(&mut self, total: usize, mut run: Run) -> Result<(), End> {
         run.is_aside = matches!((&self.block, run.route), (Block::Pending(_), Route::Any { .. }));
+        if let Err(refusal) = run.check_aside() {
+            self.input.advance(total);
+            self.refuse(refusal);
+            return self.finish_refusal().await;
+        }
         loop {
             let mut attached = match self.attach(&run).await {
                 Ok(attached) => attached,
@@ -456,6 +468,7 @@ impl Session {
                 Relayed::Rerun => self.rerun_on_primary(attached, &mut run),
                 Relayed::Done => {
                     self.input.advance(kept);
+                    self.restore_startup(&mut attached, &running).await;
                     self.settle(attached, &run, running);
                     return Ok(());
                 }
@@ -504,6 +517,7 @@ impl Session {
             effects: VecDeque::new(),
             named: Vec::new(),
             has_failed: false,
+            ledger_before: None,
         });
         self.bring_settings(&mut attached).await?;
         Ok(attached)
@@ -649,7 +663,7 @@ impl Session {
             if !run.is_aside {
                 send_pending(server, pending);
                 self.block = Block::Server(pending.modes());
-            } else if pending.has_settings() {
+            } else if pending.has_settings() || !run.effects.is_empty() {
                 // A transaction of its own with the block's settings; `settle` rolls it back.
                 send_pending(server, pending);
             }
@@ -820,6 +834,7 @@ impl Session {
                             server.is_opaque |= effect != Confirmed::Nothing;
                         }
                         running.has_changed = true;
+                        running.resets.extend(resets(&effect, self.ledger.startup()));
                         running.is_ddl |= apply(&mut self.ledger, &mut self.block, effect, tag);
                     }
                 }
@@ -874,6 +889,25 @@ impl Session {
         Ok(is_progress)
     }
 
+    /// RESET on a server goes to the server's default. The client's is the value of its startup,
+    /// and its next statement shall find that.
+    pub(super) async fn restore_startup(&mut self, attached: &mut Attached, running: &Running) {
+        if running.resets.is_empty() || matches!(running.ready, None | Some(TxnStatus::Failed)) {
+            return;
+        }
+        let startup = self.ledger.startup();
+        let statements: Vec<String> = running
+            .resets
+            .iter()
+            .filter_map(|name| Some(params::set_statement(name, startup.get(name)?, false)))
+            .collect();
+        let server = &mut *attached.checkout.server;
+        // Where that fails the next statement finds the server gone, or its transaction failed.
+        if !matches!(server.run(&statements.join("; ")).await, Ok(Ok(()))) {
+            server.is_opaque = true;
+        }
+    }
+
     /// A request has run: keeps the server in a transaction, else lets it go.
     pub(super) fn settle(&mut self, mut attached: Box<Attached>, run: &Run, mut running: Running) {
         if running.is_ddl {
@@ -898,7 +932,8 @@ impl Session {
                 }
             }
             Some(TxnStatus::Idle) => {
-                if has_failed {
+                // What stood beside a block leaves the block's own changes as they are.
+                if has_failed && !run.is_aside {
                     self.ledger.rollback();
                 } else if self.ledger.is_changed() && !run.is_aside && !run.is_own_batch {
                     self.ledger.commit();
@@ -929,6 +964,14 @@ impl Session {
             Some(status) if run.is_aside => {
                 if status == TxnStatus::Failed {
                     self.block.fail();
+                } else {
+                    self.queue_changes(run);
+                }
+                if !run.is_own_batch {
+                    self.patch_status();
+                }
+                if running.has_changed {
+                    self.renew_names();
                 }
                 self.release(attached);
             }
@@ -944,6 +987,34 @@ impl Session {
         }
     }
 
+    /// What a statement beside the block has set was rolled back there: it is the block's.
+    fn queue_changes(&mut self, run: &Run) {
+        let changes = run.effects.iter().filter_map(|effect| match effect {
+            Confirmed::Set(changes) => Some(changes),
+            _ => None,
+        });
+        for Change { name, value, is_local } in changes.flatten() {
+            let text = match value {
+                Some(value) => params::set_statement(name, value, *is_local),
+                None => self.reset_statement(name, *is_local),
+            };
+            // A full queue has failed the block, which the status tells.
+            if self.block.queue(&text).is_err() {
+                return;
+            }
+        }
+    }
+
+    /// The statement that takes a setting to its default: the value of the session's start, which
+    /// the server does not know.
+    pub(super) fn reset_statement(&self, name: &str, is_local: bool) -> String {
+        match self.ledger.startup().get(name) {
+            Some(value) => params::set_statement(name, value, is_local),
+            None if is_local => format!("SET LOCAL {} TO DEFAULT", params::quote_name(name)),
+            None => format!("RESET {}", params::quote_name(name)),
+        }
+    }
+
     /// The ReadyForQuery that has just been put out says what the server knows; the client's
     /// block is known here only.
     fn patch_status(&mut self) {
@@ -953,9 +1024,19 @@ impl Session {
         }
     }
 
+    /// Lets a server go that owes nothing, and with it what a failed batch had set.
+    pub(super) fn release(&mut self, mut attached: Box<Attached>) {
+        let ledger_before = attached.ledger_before.take();
+        self.let_go(attached);
+        if let Some(ledger) = ledger_before {
+            self.ledger = *ledger;
+            self.renew_names();
+        }
+    }
+
     /// Lets a server go that owes nothing: to its pool if it is provably clean, through a reset
     /// if that is all it lacks, else it is closed.
-    pub(super) fn release(&mut self, mut attached: Box<Attached>) {
+    fn let_go(&mut self, mut attached: Box<Attached>) {
         let metrics = self
             .services
             .metrics
@@ -1108,6 +1189,23 @@ impl Running {
         } else {
             Relayed::Lost
         }
+    }
+}
+
+/// Settings that `effect` takes to a default which is the session's and not the server's.
+fn resets(effect: &Confirmed, startup: &server::SettingsMap) -> Vec<String> {
+    match effect {
+        Confirmed::Set(changes) => changes
+            .iter()
+            .filter(|change| change.value.is_none() && !change.is_local)
+            .filter(|change| startup.contains_key(&change.name))
+            .map(|change| change.name.clone())
+            .collect(),
+        Confirmed::ResetAll => {
+            let is_kept = |name: &&String| !params::is_of_role(name);
+            startup.keys().filter(is_kept).cloned().collect()
+        }
+        _ => Vec::new(),
     }
 }
 

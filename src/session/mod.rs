@@ -128,6 +128,8 @@ pub(crate) struct Attached {
     named: batch::GivenNames,
     /// Something failed since the last ReadyForQuery: the server skips up to Sync, and rolls back.
     has_failed: bool,
+    /// The settings before a batch that has failed, which go with it.
+    ledger_before: Option<Box<Ledger>>,
 }
 
 impl Session {

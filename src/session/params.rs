@@ -21,6 +21,11 @@ pub fn is_of_names(name: &str) -> bool {
     matches!(name, "search_path" | "role" | "session_authorization")
 }
 
+/// Does this setting decide as whom a statement runs? RESET ALL leaves it.
+pub fn is_of_role(name: &str) -> bool {
+    matches!(name, "role" | "session_authorization")
+}
+
 /// Do names mean something else behind a statement with this effect?
 pub fn changes_names(effect: &Effect) -> bool {
     match effect {
@@ -137,7 +142,7 @@ impl Ledger {
         self.change(|settings| {
             let kept: BTreeMap<_, _> = settings
                 .iter()
-                .filter(|(name, _)| matches!(name.as_str(), "role" | "session_authorization"))
+                .filter(|(name, _)| is_of_role(name))
                 .map(|(name, value)| (name.clone(), value.clone()))
                 .collect();
             settings.clone_from(&startup);
@@ -249,15 +254,15 @@ pub fn replay(have: &SettingsMap, want: &SettingsMap) -> Option<String> {
         push(&mut sql, &format!("RESET {}", quote_name(name)));
     }
     for (name, value) in want.iter().filter(|(name, value)| have.get(*name) != Some(value)) {
-        push(&mut sql, &set_statement(name, value));
+        push(&mut sql, &set_statement(name, value, false));
     }
     (!sql.is_empty()).then_some(sql)
 }
 
-/// The statement that sets `name` for the session.
-pub fn set_statement(name: &str, value: &str) -> String {
+/// The statement that sets `name` for the session, or with `is_local` its transaction.
+pub fn set_statement(name: &str, value: &str, is_local: bool) -> String {
     let (name, value) = (quote_literal(name), quote_literal(value));
-    format!("SELECT pg_catalog.set_config({name}, {value}, false)")
+    format!("SELECT pg_catalog.set_config({name}, {value}, {is_local})")
 }
 
 fn push(sql: &mut String, statement: &str) {
@@ -278,7 +283,7 @@ pub fn quote_literal(text: &str) -> String {
 }
 
 /// A setting's name, each part quoted: `app."x"`.
-fn quote_name(name: &str) -> String {
+pub fn quote_name(name: &str) -> String {
     let parts: Vec<_> =
         name.split('.').map(|part| format!("\"{}\"", part.replace('"', "\"\""))).collect();
     parts.join(".")

@@ -410,7 +410,7 @@ impl Pair {
             }
             false => {
                 let sql = format!("SELECT set_config('{name}', $1, {is_local})");
-                let is_null = dice.one_in(5) && *name != "role" && *name != "search_path";
+                let is_null = self.startup.is_empty() && dice.one_in(5) && *name != "role" && *name != "search_path";
                 let value = (!is_null).then_some(*value);
                 [parse("", &sql), bind("", "", &[value]), run, sync()].concat()
             }
