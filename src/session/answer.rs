@@ -193,7 +193,7 @@ impl Session {
                 let value = self.setting_value(setting, values)?;
                 self.block.queue(text)?;
                 match value {
-                    value if setting.is_local => {
+                    value if setting.is_local || params::is_of_transaction(&setting.name) => {
                         self.ledger.set_local(&setting.name, value.as_deref());
                     }
                     Some(value) => self.ledger.set(&setting.name, &value),

@@ -99,6 +99,12 @@ impl Batch {
         Self { snapshot, end, ..Self::default() }
     }
 
+    /// More than one statement is parsed or bound in it.
+    fn has_several(&self) -> bool {
+        let is_statement = |step: &&Step| matches!(step.kind, StepKind::Parse(_) | StepKind::Bind(_));
+        self.steps.iter().filter(is_statement).count() > 2
+    }
+
     /// It rolls a block back: it needs no word of the loss of what it rolls back.
     fn is_rollback(&self) -> bool {
         self.steps.iter().any(|step| match &step.kind {
@@ -322,9 +328,7 @@ impl Session {
                 let named = Named::read_describe(&self.input.as_slice()[body])?;
                 match named.kind {
                     Kind::Statement => {
-                        let known = self.statements.get(named.name).cloned();
-                        let statement =
-                            known.ok_or_else(|| refusals::no_statement(&name_of(named.name)))?;
+                        let statement = self.statement(named.name)?;
                         self.look_at_describe(batch, statement)?
                     }
                     Kind::Portal => {
@@ -428,15 +432,7 @@ impl Session {
 
     fn look_at_bind(&mut self, batch: &mut Batch, body: Range<usize>) -> Result<StepKind, Trouble> {
         let bind = Bind::read(&self.input.as_slice()[body])?;
-        let mut statement = match self.statements.get(bind.statement) {
-            Some(statement) => statement.clone(),
-            None => return Err(refusals::no_statement(&name_of(bind.statement)).into()),
-        };
-        if *statement.names() != self.names {
-            // Names mean something else since it was parsed; so may the statement.
-            let store = &self.services.statements;
-            statement = store.intern(statement.sql(), statement.types(), &self.names);
-        }
+        let statement = self.statement(bind.statement)?;
         let kept = self.facts(batch, &statement)?;
         self.check_failed(&kept.analysis)?;
         if batch.changes_names && !self.is_unguarded() {
@@ -477,6 +473,18 @@ impl Session {
                 StepKind::Control(Message::Bind, statement, kept)
             }
         })
+    }
+
+    /// The statement of a name, for what names and literals mean now: it may be parsed under that.
+    fn statement(&self, name: &[u8]) -> Result<Arc<Statement>, Trouble> {
+        match self.statements.get(name) {
+            Some(statement) if *statement.names() == self.names => Ok(statement.clone()),
+            Some(statement) => {
+                let store = &self.services.statements;
+                Ok(store.intern(statement.sql(), statement.types(), &self.names))
+            }
+            None => Err(refusals::no_statement(&name_of(name)).into()),
+        }
     }
 
     /// The statement of a portal; `None` where the server that is held may know it.
@@ -666,6 +674,8 @@ impl Session {
             }
         }
         batch.bound = bound;
+        // What is parsed behind a setting in the same batch was looked at without it.
+        run.is_opaque |= batch.has_several() && run.effects.iter().any(changes_literals);
         run.check_aside()?;
         // Pieces of a long batch are followed throughout: their replies come later.
         let is_whole = batch.has_sync || self.ends_with_flush(batch);
@@ -887,6 +897,17 @@ impl Session {
 fn changes_names(effect: &Confirmed) -> bool {
     match effect {
         Confirmed::Set(changes) => changes.iter().any(|change| params::is_of_names(&change.name)),
+        Confirmed::ResetAll => true,
+        _ => false,
+    }
+}
+
+/// An effect after which literals mean something else.
+fn changes_literals(effect: &Confirmed) -> bool {
+    match effect {
+        Confirmed::Set(changes) => {
+            changes.iter().any(|change| params::OF_LITERALS.contains(&change.name.as_str()))
+        }
         Confirmed::ResetAll => true,
         _ => false,
     }

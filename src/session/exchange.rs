@@ -170,7 +170,8 @@ impl Run {
                     self.is_opaque |= value.is_none()
                         && !setting.is_local
                         && session.ledger.startup().contains_key(&setting.name);
-                    let (name, is_local) = (setting.name.clone(), setting.is_local);
+                    let name = setting.name.clone();
+                    let is_local = setting.is_local || params::is_of_transaction(&name);
                     changes.push(Change { name, value, is_local });
                 }
                 Confirmed::Set(changes)
@@ -236,8 +237,6 @@ pub(super) struct Running {
     may_rerun: bool,
     wants_rerun: bool,
     is_ddl: bool,
-    /// Settings that went to the server's default, and are to go to the session's startup value.
-    resets: Vec<String>,
     /// Bytes of a CopyData of the client's that go on as they come.
     copy_left: usize,
     is_copy_ended: bool,
@@ -518,6 +517,7 @@ impl Session {
             named: Vec::new(),
             has_failed: false,
             ledger_before: None,
+            resets: Vec::new(),
         });
         self.bring_settings(&mut attached).await?;
         Ok(attached)
@@ -834,7 +834,7 @@ impl Session {
                             server.is_opaque |= effect != Confirmed::Nothing;
                         }
                         running.has_changed = true;
-                        running.resets.extend(resets(&effect, self.ledger.startup()));
+                        attached.resets.extend(resets(&effect, self.ledger.startup()));
                         running.is_ddl |= apply(&mut self.ledger, &mut self.block, effect, tag);
                     }
                 }
@@ -892,15 +892,18 @@ impl Session {
     /// RESET on a server goes to the server's default. The client's is the value of its startup,
     /// and its next statement shall find that.
     pub(super) async fn restore_startup(&mut self, attached: &mut Attached, running: &Running) {
-        if running.resets.is_empty() || matches!(running.ready, None | Some(TxnStatus::Failed)) {
+        if attached.resets.is_empty() || running.ready.is_none() {
             return;
         }
-        let startup = self.ledger.startup();
-        let statements: Vec<String> = running
-            .resets
-            .iter()
-            .filter_map(|name| Some(params::set_statement(name, startup.get(name)?, false)))
-            .collect();
+        let resets = std::mem::take(&mut attached.resets);
+        if running.ready == Some(TxnStatus::Failed) || attached.has_failed {
+            // They are rolled back, with what is behind them or with the block.
+            attached.checkout.server.is_opaque = true;
+            return;
+        }
+        let settings = self.ledger.settings();
+        let set = |name: &String| Some(params::set_statement(name, settings.get(name)?, false));
+        let statements: Vec<String> = resets.iter().filter_map(set).collect();
         let server = &mut *attached.checkout.server;
         // Where that fails the next statement finds the server gone, or its transaction failed.
         if !matches!(server.run(&statements.join("; ")).await, Ok(Ok(()))) {
@@ -1047,6 +1050,7 @@ impl Session {
             ..Default::default()
         });
         let server = &mut *attached.checkout.server;
+        server.is_opaque |= !attached.resets.is_empty();
         let settings = self.ledger.committed();
         if !Arc::ptr_eq(&server.settings, settings) && !server.is_opaque {
             server.settings = settings.clone();

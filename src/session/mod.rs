@@ -130,6 +130,8 @@ pub(crate) struct Attached {
     has_failed: bool,
     /// The settings before a batch that has failed, which go with it.
     ledger_before: Option<Box<Ledger>>,
+    /// Settings that went to the server's default, and are to go to the session's startup value.
+    resets: Vec<String>,
 }
 
 impl Session {
@@ -325,9 +327,16 @@ impl Session {
             role => role,
         };
         let role = role.unwrap_or(&self.user.server.user);
-        if self.names.search_path != path || self.names.role != role {
+        let mut literals = String::new();
+        for name in params::OF_LITERALS {
+            if let Some(value) = self.ledger.value(name) {
+                literals.extend([name, "=", value, ";"]);
+            }
+        }
+        let names = &self.names;
+        if names.search_path != path || names.role != role || names.literals != literals {
             let (search_path, role) = (path.to_owned(), role.to_owned());
-            self.names = Arc::new(Names { search_path, role });
+            self.names = Arc::new(Names { search_path, role, literals });
         }
     }
 

@@ -21,6 +21,23 @@ pub fn is_of_names(name: &str) -> bool {
     matches!(name, "search_path" | "role" | "session_authorization")
 }
 
+/// Settings that decide what literals in a statement mean. They are read when it is parsed, so
+/// sessions that differ in one share no prepared statement.
+pub const OF_LITERALS: [&str; 7] = [
+    "array_nulls",
+    "datestyle",
+    "intervalstyle",
+    "lc_monetary",
+    "timezone",
+    "transform_null_equals",
+    "xmloption",
+];
+
+/// Is this a setting of the transaction? It ends with it, however it was set.
+pub fn is_of_transaction(name: &str) -> bool {
+    matches!(name, "transaction_isolation" | "transaction_read_only" | "transaction_deferrable")
+}
+
 /// Does this setting decide as whom a statement runs? RESET ALL leaves it.
 pub fn is_of_role(name: &str) -> bool {
     matches!(name, "role" | "session_authorization")
@@ -44,7 +61,8 @@ pub struct Ledger {
     startup_hospital: Option<HospitalId>,
     hospital: Option<HospitalId>,
     local_hospital: Option<Option<HospitalId>>,
-    /// SET LOCAL of names; `None`: the server's default, whatever the session has.
+    /// SET LOCAL of what decides a statement's meaning; `None`: the server's default, whatever the
+    /// session has.
     local: Arc<BTreeMap<String, Option<String>>>,
     log: Vec<Undo>,
 }
@@ -83,7 +101,7 @@ impl Ledger {
         &self.current
     }
 
-    /// A setting that [`is_of_names`], as it holds for the next statement; `None`: the default.
+    /// A setting that [`is_of_names`] or is one [`OF_LITERALS`], as it holds for the next statement; `None`: the default.
     pub fn value(&self, name: &str) -> Option<&str> {
         match self.local.get(name) {
             Some(value) => value.as_deref(),
@@ -103,7 +121,12 @@ impl Ledger {
 
     /// SET, or set_config(.., false); lower-case name.
     pub fn set(&mut self, name: &str, value: &str) {
+        let merged = (name == "datestyle").then(|| merge_date_style(self.value(name), value));
+        let value = merged.as_deref().unwrap_or(value);
         self.end_local(name);
+        if name == "session_authorization" {
+            self.end_role();
+        }
         if self.current.get(name).is_some_and(|old| old == value) {
             return;
         }
@@ -114,16 +137,32 @@ impl Ledger {
 
     /// SET LOCAL, or set_config(.., true): until the transaction ends.
     pub fn set_local(&mut self, name: &str, value: Option<&str>) {
-        if is_of_names(name) {
+        if is_of_names(name) || OF_LITERALS.contains(&name) {
+            let value = match (name, value) {
+                ("datestyle", Some(value)) => Some(merge_date_style(self.value(name), value)),
+                (_, value) => value.map(str::to_owned),
+            };
             self.log.push(Undo::Local(self.local.clone()));
-            let local = Arc::make_mut(&mut self.local);
-            local.insert(name.to_owned(), value.map(str::to_owned));
+            Arc::make_mut(&mut self.local).insert(name.to_owned(), value);
         }
+    }
+
+    /// SET SESSION AUTHORIZATION ends SET ROLE.
+    fn end_role(&mut self) {
+        self.end_local("role");
+        let has_startup = self.startup.contains_key("role");
+        self.change(|settings| match has_startup {
+            true => drop(settings.insert("role".to_owned(), "none".to_owned())),
+            false => drop(settings.remove("role")),
+        });
     }
 
     /// RESET: back to the value of the start.
     pub fn reset(&mut self, name: &str) {
         self.end_local(name);
+        if name == "session_authorization" {
+            self.end_role();
+        }
         let startup = self.startup.get(name).cloned();
         self.change(|settings| match startup {
             Some(value) => {
@@ -137,7 +176,9 @@ impl Ledger {
 
     /// RESET ALL: all but what belongs to the role, as Postgres does.
     pub fn reset_all(&mut self) {
-        self.end_local("search_path");
+        for name in OF_LITERALS.into_iter().chain(["search_path"]) {
+            self.end_local(name);
+        }
         let startup = self.startup.clone();
         self.change(|settings| {
             let kept: BTreeMap<_, _> = settings
@@ -247,16 +288,63 @@ impl Ledger {
 }
 
 /// The statement that turns a server with `have` into one with `want`; `None` if it is one.
-/// All values go through set_config, one statement, so that all of them hold or none.
+/// All values go through set_config, one statement, so that all of them hold or none. Whose settings
+/// they are is settled last, and what they were is undone first, since it decides what may be set.
 pub fn replay(have: &SettingsMap, want: &SettingsMap) -> Option<String> {
     let mut sql = String::new();
-    for name in have.keys().filter(|name| !want.contains_key(*name)) {
-        push(&mut sql, &format!("RESET {}", quote_name(name)));
+    let differs = |name: &str| have.get(name) != want.get(name);
+    let is_other_user = differs("session_authorization");
+    let is_other_role = differs("role") || is_other_user;
+    for (name, is_other) in [("role", is_other_role), ("session_authorization", is_other_user)] {
+        if is_other && have.contains_key(name) {
+            push(&mut sql, &format!("RESET {name}"));
+        }
     }
-    for (name, value) in want.iter().filter(|(name, value)| have.get(*name) != Some(value)) {
+    for name in have.keys().filter(|name| !is_of_role(name)) {
+        // A DateStyle may give half of it: the other half is the default's, not the last client's.
+        if !want.contains_key(name) || (name == "datestyle" && differs(name)) {
+            push(&mut sql, &format!("RESET {}", quote_name(name)));
+        }
+    }
+    for (name, value) in want.iter().filter(|(name, _)| !is_of_role(name) && differs(name)) {
         push(&mut sql, &set_statement(name, value, false));
     }
+    for (name, is_other) in [("session_authorization", is_other_user), ("role", is_other_role)] {
+        if is_other && let Some(value) = want.get(name) {
+            push(&mut sql, &set_statement(name, value, false));
+        }
+    }
     (!sql.is_empty()).then_some(sql)
+}
+
+/// The DateStyle that `new` makes of `old`: each may give the format, the order of day and month,
+/// or both, and what `new` leaves out stays.
+fn merge_date_style(old: Option<&str>, new: &str) -> String {
+    /// (format, order); the last one counts, `None` where a word is neither.
+    fn halves(text: &str) -> Option<(Option<&'static str>, Option<&'static str>)> {
+        let (mut format, mut order) = (None, None);
+        for word in text.split(',') {
+            let word = word.trim().to_ascii_lowercase();
+            match word.as_str() {
+                "iso" => format = Some("ISO"),
+                "german" => (format, order) = (Some("German"), order.or(Some("DMY"))),
+                "ymd" => order = Some("YMD"),
+                "dmy" => order = Some("DMY"),
+                "mdy" | "us" => order = Some("MDY"),
+                _ if word.starts_with("sql") => format = Some("SQL"),
+                _ if word.starts_with("postgres") => format = Some("Postgres"),
+                _ if word.starts_with("euro") => order = Some("DMY"),
+                _ if word.starts_with("noneuro") => order = Some("MDY"),
+                _ => return None,
+            }
+        }
+        Some((format, order))
+    }
+    let (Some(new_halves), Some(old_halves)) = (halves(new), old.and_then(halves)) else {
+        return new.to_owned();
+    };
+    let (format, order) = (new_halves.0.or(old_halves.0), new_halves.1.or(old_halves.1));
+    format.into_iter().chain(order).collect::<Vec<_>>().join(", ")
 }
 
 /// The statement that sets `name` for the session, or with `is_local` its transaction.
