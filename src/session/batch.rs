@@ -70,6 +70,15 @@ pub(super) struct Portal {
     effect: Confirmed,
 }
 
+/// A portal of a batch that is looked at.
+struct LookedPortal {
+    name: Box<[u8]>,
+    statement: Arc<Statement>,
+    place: Place,
+    /// Its Bind.
+    frame: Range<usize>,
+}
+
 /// A batch, looked at and not yet sent.
 #[derive(Default)]
 struct Batch {
@@ -82,8 +91,7 @@ struct Batch {
     has_sync: bool,
     /// Names that this batch gave away, with what they meant before, to take back what fails.
     named: GivenNames,
-    portal: Option<Arc<Statement>>,
-    portals: Vec<(Box<[u8]>, Arc<Statement>)>,
+    portals: Vec<LookedPortal>,
     /// As `portals`, of those that go to a server; filled in by `complete_run`.
     bound: Vec<Portal>,
     /// A member changes the meaning of names, and the server has yet to confirm it.
@@ -332,15 +340,15 @@ impl Session {
                         self.look_at_describe(batch, statement)?
                     }
                     Kind::Portal => {
-                        let statement = self.portal(batch, named.name)?;
-                        self.portal_step(batch, Message::Describe, statement)?
+                        let name = named.name.to_vec();
+                        self.portal_step(batch, Message::Describe, &name)?
                     }
                 }
             }
             tag::EXECUTE => {
                 let execute = Execute::read(&self.input.as_slice()[body])?;
-                let statement = self.portal(batch, execute.portal)?;
-                self.portal_step(batch, Message::Execute, statement)?
+                let name = execute.portal.to_vec();
+                self.portal_step(batch, Message::Execute, &name)?
             }
             tag::CLOSE => self.look_at_close(batch, body)?,
             tag::SYNC => {
@@ -384,7 +392,7 @@ impl Session {
         let name: Box<[u8]> = parse.name.into();
         self.statements.insert(&name, statement.clone());
         batch.named.push((Some(name), before));
-        Ok(match self.place(&kept) {
+        Ok(match self.place(batch, &kept) {
             Place::Server => {
                 // A text that no login could ever run is refused now, not at its Bind.
                 self.check_parse(batch, &kept)?;
@@ -404,10 +412,12 @@ impl Session {
     }
 
     /// Where a statement is answered, as far as it says by itself.
-    fn place(&self, kept: &Kept) -> Place {
+    fn place(&self, batch: &Batch, kept: &Kept) -> Place {
+        // Behind what a server runs, a setting is the server's too: their order counts.
+        let is_served = self.attached.is_some() || batch.needs_server;
         match kept.analysis.statements.as_slice() {
             [only] if matches!(only.effect, Effect::Transaction(_)) => Place::Control,
-            [only] if self.is_local(only, self.attached.is_some()) => Place::Local,
+            [only] if self.is_local(only, is_served) => Place::Local,
             _ => Place::Server,
         }
     }
@@ -431,7 +441,7 @@ impl Session {
     }
 
     fn look_at_bind(&mut self, batch: &mut Batch, body: Range<usize>) -> Result<StepKind, Trouble> {
-        let bind = Bind::read(&self.input.as_slice()[body])?;
+        let bind = Bind::read(&self.input.as_slice()[body.clone()])?;
         let statement = self.statement(bind.statement)?;
         let kept = self.facts(batch, &statement)?;
         self.check_failed(&kept.analysis)?;
@@ -443,7 +453,7 @@ impl Session {
             .into());
         }
         let is_unknown = kept.analysis.statements.iter().any(|s| s.unknown_names);
-        let place = self.place(&kept);
+        let place = self.place(batch, &kept);
         if let Place::Server = place {
             let values = BindValues { bind, kept: &kept };
             let bound = batch.route.and_then(bound_of);
@@ -456,11 +466,13 @@ impl Session {
             batch.changes_names |=
                 kept.analysis.statements.iter().any(|s| params::changes_names(&s.effect));
         }
-        if bind.portal.is_empty() {
-            batch.portal = Some(statement.clone());
-        } else {
-            batch.portals.push((bind.portal.into(), statement.clone()));
-        }
+        batch.portals.retain(|portal| *portal.name != *bind.portal);
+        batch.portals.push(LookedPortal {
+            name: bind.portal.into(),
+            statement: statement.clone(),
+            place,
+            frame: body.start - HEADER_BYTES..body.end,
+        });
         Ok(match place {
             Place::Server => StepKind::Bind(statement),
             Place::Local => StepKind::Local(Message::Bind, local(backend::write_bind_complete)),
@@ -487,23 +499,24 @@ impl Session {
         }
     }
 
-    /// The statement of a portal; `None` where the server that is held may know it.
-    fn portal(&self, batch: &Batch, name: &[u8]) -> Result<Option<Arc<Statement>>, Trouble> {
-        let in_batch = if name.is_empty() {
-            batch.portal.as_ref()
-        } else {
-            batch.portals.iter().rev().find(|(n, _)| **n == *name).map(|(_, statement)| statement)
+    /// The statement of a portal and where it runs; `None` where the server that is held may know
+    /// it.
+    fn portal(
+        &self,
+        batch: &Batch,
+        name: &[u8],
+    ) -> Result<Option<(Arc<Statement>, Place)>, Trouble> {
+        if let Some(portal) = batch.portals.iter().find(|portal| *portal.name == *name) {
+            return Ok(Some((portal.statement.clone(), portal.place)));
+        }
+        let Some(attached) = &self.attached else {
+            return Err(refusals::no_portal(&name_of(name)).into());
         };
-        if let Some(statement) = in_batch {
-            return Ok(Some(statement.clone()));
-        }
-        match &self.attached {
-            Some(attached) => {
-                let known = attached.portals.iter().rev().find(|portal| *portal.name == *name);
-                Ok(known.map(|portal| portal.statement.clone()))
-            }
-            None => Err(refusals::no_portal(&name_of(name)).into()),
-        }
+        let Some(portal) = attached.portals.iter().find(|portal| *portal.name == *name) else {
+            return Ok(None);
+        };
+        let kept = self.facts(batch, &portal.statement)?;
+        Ok(Some((portal.statement.clone(), self.place(batch, &kept))))
     }
 
     /// Execute or Describe of a portal.
@@ -511,48 +524,47 @@ impl Session {
         &mut self,
         batch: &mut Batch,
         message: Message,
-        statement: Option<Arc<Statement>>,
+        name: &[u8],
     ) -> Result<StepKind, Trouble> {
-        let forwarded = |batch: &mut Batch| {
+        let portal = self.portal(batch, name)?;
+        let Some((statement, place)) = portal.filter(|(_, place)| *place != Place::Server) else {
             batch.needs_server = true;
-            if message == Message::Execute { StepKind::Execute } else { StepKind::Portal(message) }
+            return Ok(match message {
+                Message::Execute => StepKind::Execute,
+                _ => StepKind::Portal(message),
+            });
         };
-        let Some(statement) = statement else { return Ok(forwarded(batch)) };
         let kept = self.facts(batch, &statement)?;
-        match self.place(&kept) {
-            Place::Server => Ok(forwarded(batch)),
-            Place::Control => Ok(StepKind::Control(message, statement, kept)),
-            Place::Local => {
-                let Some(only) = kept.analysis.statements.first() else {
-                    return Ok(forwarded(batch));
-                };
-                let mut out = BytesMut::new();
-                if message == Message::Describe {
-                    Self::describe_locally(only).write_description(&mut out);
-                } else {
-                    let text = statement.sql().to_owned();
-                    let local = self.execute_locally(only, &kept, batch, &text)?;
-                    local.write_result(&mut out);
-                }
-                Ok(StepKind::Local(message, out.freeze()))
-            }
+        if place == Place::Control {
+            return Ok(StepKind::Control(message, statement, kept));
         }
+        let Some(only) = kept.analysis.statements.first() else {
+            return Err(refusals::internal().into());
+        };
+        let mut out = BytesMut::new();
+        if message == Message::Describe {
+            Self::describe_locally(only).write_description(&mut out);
+        } else {
+            let local = self.execute_locally(only, &kept, batch, name, statement.sql())?;
+            local.write_result(&mut out);
+        }
+        Ok(StepKind::Local(message, out.freeze()))
     }
 
-    /// Runs a local statement with the parameters of the Bind before it in the batch.
+    /// Runs a local statement with the parameters of its portal's Bind.
     fn execute_locally(
         &mut self,
         only: &crate::sql::Statement,
         kept: &Kept,
         batch: &mut Batch,
+        portal: &[u8],
         text: &str,
     ) -> Result<super::answer::Local, Trouble> {
         batch.ledger_before.get_or_insert_with(|| Box::new(self.ledger.clone()));
-        let bind = batch.steps.iter().rev().find_map(|step| match step.kind {
-            StepKind::Local(Message::Bind, _) => Some(step.frame.clone()),
-            _ => None,
-        });
-        let Some(frame) = bind else { return Ok(self.answer(only, &NoValues(kept), text)?) };
+        let bound = batch.portals.iter().find(|bound| *bound.name == *portal);
+        let Some(frame) = bound.map(|bound| bound.frame.clone()) else {
+            return Ok(self.answer(only, &NoValues(kept), text)?);
+        };
         let body = self.input.as_slice()[frame.start + HEADER_BYTES..frame.end].to_vec();
         let values = BindValues { bind: Bind::read(&body)?, kept };
         Ok(self.answer(only, &values, text)?)
@@ -564,7 +576,7 @@ impl Session {
         statement: Arc<Statement>,
     ) -> Result<StepKind, Trouble> {
         let kept = self.facts(batch, &statement)?;
-        Ok(match self.place(&kept) {
+        Ok(match self.place(batch, &kept) {
             Place::Server => {
                 batch.needs_server = true;
                 StepKind::DescribeStatement(statement)
@@ -674,9 +686,9 @@ impl Session {
             }
         }
         batch.bound = bound;
+        run.check_aside()?;
         // What is parsed behind a setting in the same batch was looked at without it.
         run.is_opaque |= batch.has_several() && run.effects.iter().any(changes_literals);
-        run.check_aside()?;
         // Pieces of a long batch are followed throughout: their replies come later.
         let is_whole = batch.has_sync || self.ends_with_flush(batch);
         let is_first = self.attached.as_ref().is_none_or(|attached| attached.effects.is_empty());
@@ -914,6 +926,7 @@ fn changes_literals(effect: &Confirmed) -> bool {
 }
 
 /// Where a statement is answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Place {
     Server,
     Local,

@@ -287,7 +287,8 @@ impl Pair {
                 let bytes = [parse("", &sql), bind("", "", &[]), execute(), sync()].concat();
                 Step { bytes, told: format!("[{sql}]"), ready: 1, needs_server: true }
             }
-            8 => self.batch(dice, scene.is_strict),
+            // A block is looked at as it is before the batch: see `batch`.
+            8 if self.status == b'I' || self.holds => self.batch(dice, scene.is_strict),
             9 => self.set_config(dice),
             10 if !scene.is_strict => {
                 let (one, two) =
@@ -426,9 +427,13 @@ impl Pair {
         let mut needs_server = true;
         for portal in ["", "p", "q"] {
             let sql = match dice.below(6) {
-                0 if !is_strict => self.control(dice).to_owned(),
+                0 if !is_strict && self.status == b'I' => self.control(dice).to_owned(),
                 _ => self.plain(dice, &mut needs_server),
             };
+            // RESET goes to the startup's value once the batch has ended.
+            if !self.startup.is_empty() && (sql.contains("RESET") || sql.contains("DEF")) {
+                continue;
+            }
             // Under guard names must not change amid a batch.
             let names = ["search_path", "ROLE", "AUTHORIZATION", "ALL"];
             if is_strict && names.iter().any(|name| sql.contains(name)) {
