@@ -723,7 +723,13 @@ impl Session {
             }
             let kept = if may_rerun { batch.end } else { 0 };
             self.input.advance(batch.end - kept);
-            let is_flushed = batch.has_sync || self.ends_with_flush(&batch);
+            // Data of a COPY that comes right behind has to find it begun.
+            let is_fed = !batch.has_sync && self.input.as_slice().get(kept).is_some_and(is_copy);
+            if is_fed {
+                let server = &mut *attached.checkout.server;
+                server.send_bytes(&[tag::FLUSH, 0, 0, 0, 4]);
+            }
+            let is_flushed = is_fed || batch.has_sync || self.ends_with_flush(&batch);
             let until = if is_flushed { Until::Settled } else { Until::Sent };
             let mut running = Running::new(may_rerun);
             let relayed = self.relay(&mut attached, &mut running, until, kept).await?;
@@ -984,6 +990,10 @@ fn emit_parse<'s>(
         });
     }
     name
+}
+
+fn is_copy(tag: &u8) -> bool {
+    matches!(*tag, tag::COPY_DATA | tag::COPY_DONE | tag::COPY_FAIL)
 }
 
 /// The bytes of one reply.

@@ -357,6 +357,12 @@ impl Session {
                     "Send it as a query string of its own.",
                 )));
             }
+            many if many.len() > 1 && many.iter().any(|s| forgets_statements(&s.effect)) => {
+                return Err(plain(refusals::unsupported(
+                    "DEALLOCATE or DISCARD together with other statements in one query string",
+                    "Send it as a query string of its own.",
+                )));
+            }
             many if many.iter().any(|s| sets_hospital(&s.effect)) => {
                 return Err(plain(refusals::unsupported(
                     "SET pgward.hospital_id together with other statements in one query string",
@@ -448,6 +454,7 @@ impl Session {
                     return self.finish_refusal().await;
                 }
             };
+            let is_behind_batch = attached.checkout.server.pipeline().is_unsynced();
             let may_rerun = self.begin(&mut attached, &run);
             let server = &mut *attached.checkout.server;
             server.prepared.forget_unnamed();
@@ -458,6 +465,15 @@ impl Session {
             self.input.advance(total - kept);
             let mut running = Running::new(may_rerun);
             let mut relayed = self.relay(&mut attached, &mut running, Until::Settled, kept).await?;
+            if matches!(relayed, Relayed::Done) && running.ready.is_none() && is_behind_batch {
+                // The batch before it failed: the server skips the Query with it, up to the
+                // client's own Sync.
+                self.input.advance(kept);
+                self.take_back_unconfirmed(&mut attached);
+                self.is_skipping = true;
+                self.settle(attached, &run, running);
+                return Ok(());
+            }
             if matches!(relayed, Relayed::Done) && running.ready.is_none() {
                 // An error ahead of the Query (BEGIN, SET LOCAL): the server skips up to a Sync.
                 send_sync(&mut attached.checkout.server);
@@ -488,7 +504,11 @@ impl Session {
             return Ok(attached);
         }
         if !self.services.pools.is_current(&self.pools) {
-            self.pools = self.services.pools.of_user(&self.user.server);
+            // The secret may have been rotated since the login; who it is on servers stays.
+            let users = self.services.users.load();
+            let now = users.get(&self.user.name).map(|user| &user.server);
+            let server = now.filter(|server| server.user == self.user.server.user);
+            self.pools = self.services.pools.of_user(server.unwrap_or(&self.user.server));
         }
         let (shard, role, hospital) = match run.route {
             Route::One { hospital, shard, role } => (Some(shard), role, hospital),
@@ -519,8 +539,13 @@ impl Session {
             ledger_before: None,
             resets: Vec::new(),
         });
-        self.bring_settings(&mut attached).await?;
-        Ok(attached)
+        match self.bring_settings(&mut attached).await {
+            Ok(()) => Ok(attached),
+            Err(unattached) => {
+                give_back(attached.checkout, &self.client);
+                Err(unattached)
+            }
+        }
     }
 
     /// The last write that a read of `hospital` must see.
@@ -599,7 +624,7 @@ impl Session {
             key: checkout.server.key.clone(),
         };
         if !client.on_attach(target) {
-            client.on_detach();
+            give_back(checkout, &client);
             return Err(Unattached::Refused(refusals::cancelled()));
         }
         checkout.server.entry().client.store(client.pid, std::sync::atomic::Ordering::Relaxed);
@@ -627,12 +652,8 @@ impl Session {
         if let Some(sql) = sql {
             match server.run(&sql).await {
                 Ok(Ok(())) => {}
-                Ok(Err(error)) => {
-                    self.client.on_detach();
-                    return Err(Unattached::Server(error));
-                }
+                Ok(Err(error)) => return Err(Unattached::Server(error)),
                 Err(_) => {
-                    self.client.on_detach();
                     let shard = attached.checkout.shard;
                     return Err(Unattached::Refused(refusals::no_server(shard)));
                 }
@@ -1157,6 +1178,9 @@ impl Session {
         // Nothing is said now: an error that answers no request would be taken for the answer of
         // the next one. That one gets it.
         self.client.on_detach();
+        if attached.checkout.server.is_mid_frame() {
+            return Err(End::Broken);
+        }
         let mut loss = refusals::server_lost_in_transaction(attached.checkout.shard);
         if let Some(code) = &running.last_words {
             loss = loss.with_detail(format!("The server's last word was {code}."));
@@ -1278,6 +1302,17 @@ pub(super) fn make_real(attached: &mut Attached, refusal: ErrorReply) {
     });
 }
 
+/// Gives back a server on which nothing ran for the client, but not before the cancels on their way
+/// to it have come: they would hit the next client's query.
+fn give_back(checkout: pool::Checkout, client: &Client) {
+    if let Some(hold) = client.on_detach() {
+        tokio::spawn(async move {
+            hold.cancels_done().await;
+            drop(checkout);
+        });
+    }
+}
+
 /// The client has gone: what runs for it is cancelled. Its server may be dropped then, which closes
 /// it unless it is clean.
 pub(super) async fn abandon(attached: &Attached, client: &Arc<Client>) {
@@ -1320,6 +1355,11 @@ fn pin_name(pin: crate::sql::Pin) -> &'static str {
         Pin::HoldCursor => "a cursor WITH HOLD",
         Pin::Load => "LOAD",
     }
+}
+
+/// On a server it would take away what all clients have prepared there.
+fn forgets_statements(effect: &Effect) -> bool {
+    matches!(effect, Effect::Deallocate(_) | Effect::Discard(_))
 }
 
 fn sets_hospital(effect: &Effect) -> bool {

@@ -171,10 +171,11 @@ impl Session {
     /// Waits for bytes of the client; while a server is held, for its bytes too.
     async fn idle(&mut self) -> Result<(), End> {
         let client = self.client.clone();
+        // Race: a kill between the look and the wait must not be missed.
+        let mut woken = std::pin::pin!(client.woken());
         if self.attached.is_none() && client.is_killed() {
             return Err(End::Fatal(refusals::drained()));
         }
-        let mut woken = std::pin::pin!(client.woken());
         std::future::poll_fn(|cx| {
             use std::task::Poll;
             // The client first: its request is what all else is for.

@@ -142,7 +142,7 @@ impl Ledger {
                 ("datestyle", Some(value)) => Some(merge_date_style(self.value(name), value)),
                 (_, value) => value.map(str::to_owned),
             };
-            self.log.push(Undo::Local(self.local.clone()));
+            self.note(Undo::Local(self.local.clone()));
             Arc::make_mut(&mut self.local).insert(name.to_owned(), value);
         }
     }
@@ -194,14 +194,14 @@ impl Ledger {
 
     /// DISCARD ALL: all of it.
     pub fn discard_all(&mut self) {
-        self.log.push(Undo::Settings(self.current.clone()));
+        self.note(Undo::Settings(self.current.clone()));
         self.current = self.startup.clone();
         self.set_hospital(self.startup_hospital, false);
     }
 
     /// Binds the session, or with `is_local` its transaction, to a hospital or to none.
     pub fn set_hospital(&mut self, hospital: Option<HospitalId>, is_local: bool) {
-        self.log.push(Undo::Hospital { session: self.hospital, local: self.local_hospital });
+        self.note(Undo::Hospital { session: self.hospital, local: self.local_hospital });
         if is_local {
             self.local_hospital = Some(hospital);
         } else {
@@ -218,13 +218,23 @@ impl Ledger {
     /// A SET of the session takes the place of a SET LOCAL before it.
     fn end_local(&mut self, name: &str) {
         if self.local.contains_key(name) {
-            self.log.push(Undo::Local(self.local.clone()));
+            self.note(Undo::Local(self.local.clone()));
             Arc::make_mut(&mut self.local).remove(name);
         }
     }
 
+    /// Logs what a change undoes, unless an earlier one since the last savepoint undoes it too: the
+    /// log grows with savepoints, not with settings.
+    fn note(&mut self, undo: Undo) {
+        let since = self.log.iter().rev().take_while(|old| !matches!(old, Undo::Savepoint(_)));
+        let is_same = |old: &Undo| std::mem::discriminant(old) == std::mem::discriminant(&undo);
+        if !since.map(is_same).any(|is_same| is_same) {
+            self.log.push(undo);
+        }
+    }
+
     fn change(&mut self, edit: impl FnOnce(&mut SettingsMap)) {
-        self.log.push(Undo::Settings(self.current.clone()));
+        self.note(Undo::Settings(self.current.clone()));
         edit(Arc::make_mut(&mut self.current));
     }
 
@@ -237,9 +247,11 @@ impl Ledger {
     pub fn release(&mut self, name: &str) {
         let is_savepoint = |undo: &Undo| matches!(undo, Undo::Savepoint(n) if n == name);
         if let Some(at) = self.log.iter().rposition(is_savepoint) {
-            let mut behind = self.log.split_off(at);
-            behind.retain(|undo| !matches!(undo, Undo::Savepoint(_)));
-            self.log.append(&mut behind);
+            let behind = self.log.split_off(at);
+            behind
+                .into_iter()
+                .filter(|undo| !matches!(undo, Undo::Savepoint(_)))
+                .for_each(|undo| self.note(undo));
         }
     }
 
