@@ -240,10 +240,16 @@ impl ServerConn {
 
     /// Synthesized answers at the front go to `out`.
     pub fn synthesize_into(&mut self, out: &mut Buffer) {
-        if matches!(self.pipeline.front(), Some(o) if matches!(o.expect, Expect::Synthesize(_))) {
+        if self.has_synthesized() {
             self.pipeline.synthesize_into(out.tail());
             self.has_forwarded = true;
         }
+    }
+
+    /// It is the turn of an answer of pgward's own, and no message is half with the client.
+    fn has_synthesized(&self) -> bool {
+        self.passing == 0
+            && matches!(self.pipeline.front(), Some(o) if matches!(o.expect, Expect::Synthesize(_)))
     }
 
     /// Writes what waits.
@@ -282,6 +288,13 @@ impl ServerConn {
         let mut reply = None;
         // All that this request has had so far stands between `start` and `at` and only prepares.
         let mut only_prepares = self.is_error_held && !self.has_forwarded && at == 0;
+        if self.has_synthesized() {
+            out.push(&bytes[start..at]);
+            start = at;
+            self.pipeline.synthesize_into(out.tail());
+            self.has_forwarded = true;
+            only_prepares = false;
+        }
         while reply.is_none() && self.passing == 0 {
             let Some(header) = wire::header(&bytes[at..], FRAME_BYTES_MAX)? else { break };
             let rest = &bytes[at..];
@@ -373,8 +386,7 @@ impl ServerConn {
             if !is_forwarded {
                 start = at;
             }
-            if matches!(self.pipeline.front(), Some(o) if matches!(o.expect, Expect::Synthesize(_)))
-            {
+            if self.has_synthesized() {
                 out.push(&bytes[start..at]);
                 start = at;
                 self.pipeline.synthesize_into(out.tail());
@@ -405,12 +417,8 @@ impl ServerConn {
             && self.output.is_empty()
     }
 
-    /// Only what [`Self::reset`] clears stands between it and [`Self::is_clean`].
-    pub fn is_resettable(&self) -> bool {
-        self.is_settled() && self.pipeline.status() == TxnStatus::Idle
-    }
-
-    /// Nothing is owed, half-read or half-written, in whatever transaction.
+    /// Nothing is owed, half-read or half-written, in whatever transaction: what stands between it
+    /// and [`Self::is_clean`], ROLLBACK and [`Self::reset`] can clear.
     pub fn is_settled(&self) -> bool {
         !self.is_broken
             && self.pipeline.is_empty()

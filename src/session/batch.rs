@@ -94,6 +94,8 @@ struct Batch {
     portals: Vec<LookedPortal>,
     /// As `portals`, of those that go to a server; filled in by `complete_run`.
     bound: Vec<Portal>,
+    /// Portals that it closes and does not bind again.
+    closed: Vec<Box<[u8]>>,
     /// A member changes the meaning of names, and the server has yet to confirm it.
     changes_names: bool,
     /// BEGIN is among its members.
@@ -653,6 +655,7 @@ impl Session {
         }
         // Effects come in the order of the Executes, with the values of their portals' Binds.
         let mut bound: Vec<Portal> = Vec::new();
+        let mut closed: Vec<Box<[u8]>> = Vec::new();
         for step in &batch.steps {
             let body = &self.input.as_slice()[step.frame.start + HEADER_BYTES..step.frame.end];
             match &step.kind {
@@ -662,8 +665,14 @@ impl Session {
                     let values = BindValues { bind, kept: &kept };
                     let effect = run.effect_of(self, &kept.analysis, &values)?;
                     bound.retain(|portal| *portal.name != *bind.portal);
+                    closed.retain(|name| **name != *bind.portal);
                     let (name, statement) = (bind.portal.into(), statement.clone());
                     bound.push(Portal { name, statement, effect });
+                }
+                StepKind::Portal(Message::Close) => {
+                    let name = Named::read_close(body)?.name;
+                    bound.retain(|portal| *portal.name != *name);
+                    closed.push(name.into());
                 }
                 StepKind::Execute | StepKind::Control(Message::Execute, ..) => {
                     let name = Execute::read(body)?.portal;
@@ -689,6 +698,7 @@ impl Session {
         run.check_aside()?;
         // What is parsed behind a setting in the same batch was looked at without it.
         run.is_opaque |= batch.has_several() && run.effects.iter().any(changes_literals);
+        batch.closed = closed;
         // Pieces of a long batch are followed throughout: their replies come later.
         let is_whole = batch.has_sync || self.ends_with_flush(batch);
         let is_first = self.attached.as_ref().is_none_or(|attached| attached.effects.is_empty());
@@ -739,7 +749,11 @@ impl Session {
             }
             self.input.advance(kept);
             attached.named.append(&mut batch.named);
-            attached.portals.retain(|old| batch.bound.iter().all(|new| new.name != old.name));
+            let is_gone = |old: &Portal| {
+                batch.closed.contains(&old.name)
+                    || batch.bound.iter().any(|new| new.name == old.name)
+            };
+            attached.portals.retain(|old| !is_gone(old));
             attached.portals.append(&mut batch.bound);
             match relayed {
                 Relayed::Rerun | Relayed::Done => {

@@ -8,6 +8,7 @@ mod demo;
 mod drivers;
 mod failures;
 mod fleet;
+mod hostile;
 mod keys_hold;
 mod leaks;
 mod local;

@@ -33,6 +33,8 @@ struct State {
     lines: Vec<String>,
     rules: Vec<Rule>,
     orders: Vec<(String, Order)>,
+    /// Connections that have logged in and not ended.
+    open: usize,
     /// Labels by process id.
     pids: HashMap<i32, String>,
 }
@@ -83,6 +85,11 @@ impl Stage {
     /// Lines written down so far.
     pub fn lines(&self) -> Vec<String> {
         self.lock().lines.clone()
+    }
+
+    /// Connections that are open, as the servers see it.
+    pub fn open(&self) -> usize {
+        self.lock().open
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -214,7 +221,14 @@ impl Connection {
         }
     }
 
-    async fn serve(mut self, mut stream: TcpStream) {
+    async fn serve(self, stream: TcpStream) {
+        let stage = self.stage.clone();
+        stage.lock().open += 1;
+        self.talk(stream).await;
+        stage.lock().open -= 1;
+    }
+
+    async fn talk(mut self, mut stream: TcpStream) {
         let stage = self.stage.clone();
         if stream.write_all(&greeting(self.pid)).await.is_err() {
             return;

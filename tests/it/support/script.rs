@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -20,7 +20,7 @@ use pgward::session::welcome::{Greetings, welcome};
 use pgward::session::{Services, statements};
 use pgward::shard_map::ShardMap;
 use pgward::shard_map::source::MapStore;
-use pgward::sql::{Analyzer, Catalog, Declared, schema_facts};
+use pgward::sql::{Analyzer, Catalog, Declared, ShardFacts, schema_facts};
 use pgward::wire;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, ReadHalf, WriteHalf};
 use tokio::task::JoinHandle;
@@ -267,7 +267,12 @@ impl Scene {
             let pools = self.services.pools.all();
             let is_free =
                 pools.iter().all(|pool| pool.gate().load(std::time::Instant::now()).taken == 0);
-            if is_free && self.services.directory.is_empty() {
+            let open: usize = pools
+                .iter()
+                .map(|pool| pool.counters().open.load(std::sync::atomic::Ordering::SeqCst))
+                .sum();
+            let is_seen = open == self.stage.open();
+            if is_free && is_seen && self.services.directory.is_empty() {
                 let mut idle = BTreeMap::new();
                 for pool in pools {
                     let open = pool.counters().open.load(std::sync::atomic::Ordering::SeqCst);
@@ -287,12 +292,13 @@ impl Scene {
 }
 
 fn catalog(map: &ShardMap) -> Catalog {
-    let facts = schema_facts(SCHEMA).expect("a schema");
+    static FACTS: OnceLock<ShardFacts> = OnceLock::new();
+    let facts = FACTS.get_or_init(|| schema_facts(SCHEMA).expect("a schema"));
     let tables = &map.tables;
     let is_one_shard = map.shards().len() == 1;
     let (keys, reference) = (&tables.key_tables, &tables.reference);
     let declared = Declared::new(&tables.key_column, keys, reference, &[], is_one_shard);
-    Catalog::build(1, &[facts], &declared)
+    Catalog::build(1, std::slice::from_ref(facts), &declared)
 }
 
 impl Client {
@@ -392,7 +398,8 @@ impl Client {
             }
             rest = &rest[body.len() + wire::HEADER_BYTES..];
         }
-        self.told = heard.bytes.len() - rest.len();
+        // Half a message is told when it is whole, or that it never will be.
+        self.told = heard.bytes.len() - if heard.is_closed { 0 } else { rest.len() };
         self.is_end_told |= heard.is_closed;
     }
 }
