@@ -111,7 +111,8 @@ impl Batch {
 
     /// More than one statement is parsed or bound in it.
     fn has_several(&self) -> bool {
-        let is_statement = |step: &&Step| matches!(step.kind, StepKind::Parse(_) | StepKind::Bind(_));
+        let is_statement =
+            |step: &&Step| matches!(step.kind, StepKind::Parse(_) | StepKind::Bind(_));
         self.steps.iter().filter(is_statement).count() > 2
     }
 

@@ -507,6 +507,60 @@ mod tests {
     }
 
     #[test]
+    fn half_a_date_style_keeps_the_other_half() {
+        for (old, new, want) in [
+            (None, "DMY", "DMY"),
+            (Some("DMY"), "ISO", "ISO, DMY"),
+            (Some("ISO, MDY"), "SQL, European", "SQL, DMY"),
+            (Some("ISO, YMD"), "German", "German, DMY"),
+            (Some("SQL, DMY"), "us", "SQL, MDY"),
+            (Some("ISO"), "default", "default"),
+        ] {
+            assert_eq!(merge_date_style(old, new), want, "{old:?} {new}");
+        }
+    }
+
+    #[test]
+    fn the_role_is_settled_last_and_undone_first() {
+        let sql = |have: &[_], want: &[_]| replay(&map(have), &map(want)).unwrap_or_default();
+        let role = sql(&[("role", "a"), ("work_mem", "1")], &[("role", "b"), ("work_mem", "2")]);
+        let steps: Vec<_> = role.split("; ").collect();
+        assert!(steps[0] == "RESET role" && steps[2].contains("'role', 'b'"), "{role}");
+        let user = sql(&[("role", "a")], &[("role", "a"), ("session_authorization", "u")]);
+        let steps: Vec<_> = user.split("; ").collect();
+        assert!(steps[1].contains("authorization") && steps[2].contains("'role', 'a'"), "{user}");
+        let style = sql(&[("datestyle", "SQL, DMY")], &[("datestyle", "ISO")]);
+        assert!(style.starts_with("RESET \"datestyle\"; "), "{style}");
+    }
+
+    #[test]
+    fn session_authorization_ends_the_role() {
+        let mut ledger = ledger();
+        ledger.set("role", "nurse");
+        ledger.set("session_authorization", "app");
+        assert_eq!(ledger.value("role"), None);
+        ledger.rollback();
+        ledger.set("role", "nurse");
+        ledger.reset("session_authorization");
+        assert_eq!(ledger.value("role"), None);
+    }
+
+    #[test]
+    fn the_log_grows_with_savepoints_only() {
+        let mut ledger = ledger();
+        for n in 0..1_000 {
+            ledger.savepoint("s");
+            ledger.set("a", &n.to_string());
+            ledger.set_local("search_path", Some("x"));
+            ledger.release("s");
+        }
+        assert!(ledger.log.len() < 5, "{}", ledger.log.len());
+        ledger.rollback();
+        assert!(!ledger.settings().contains_key("a"));
+        assert_eq!(ledger.value("search_path"), None);
+    }
+
+    #[test]
     fn replay_quotes_and_resets() {
         for (have, want, sql) in [
             (&[][..], &[][..], None),

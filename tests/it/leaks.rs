@@ -178,7 +178,10 @@ fn round(scene: &Scene, seed: u64) {
             continue;
         }
         pair.run(&step, seed, number);
-        if (pair.status == b'I' || pair.holds) && !pair.is_unsynced && !dice.one_in(3) && !other_holds
+        if (pair.status == b'I' || pair.holds)
+            && !pair.is_unsynced
+            && !dice.one_in(3)
+            && !other_holds
         {
             let probe = pair.probe(&mut dice);
             pair.run(&probe, seed, number);
@@ -347,7 +350,8 @@ impl Pair {
             }
             _ => {
                 let sql = self.setting(dice);
-                *needs_server |= self.status == b'I' || sql.contains("RESET") || sql.contains("DEF");
+                *needs_server |=
+                    self.status == b'I' || sql.contains("RESET") || sql.contains("DEF");
                 sql.into()
             }
         }
@@ -412,7 +416,10 @@ impl Pair {
             }
             false => {
                 let sql = format!("SELECT set_config('{name}', $1, {is_local})");
-                let is_null = self.startup.is_empty() && dice.one_in(5) && *name != "role" && *name != "search_path";
+                let is_null = self.startup.is_empty()
+                    && dice.one_in(5)
+                    && *name != "role"
+                    && *name != "search_path";
                 let value = (!is_null).then_some(*value);
                 [parse("", &sql), bind("", "", &[value]), run, sync()].concat()
             }

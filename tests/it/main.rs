@@ -10,6 +10,7 @@ mod failures;
 mod fleet;
 mod hostile;
 mod keys_hold;
+mod kills;
 mod leaks;
 mod local;
 mod login_transcripts;
