@@ -109,6 +109,11 @@ impl Batch {
         Self { snapshot, end, ..Self::default() }
     }
 
+    fn is_control(&self, portal: &[u8]) -> bool {
+        let of_name = |known: &&LookedPortal| *known.name == *portal;
+        self.portals.iter().find(of_name).is_some_and(|known| known.place == Place::Control)
+    }
+
     /// More than one statement is parsed or bound in it.
     fn has_several(&self) -> bool {
         let is_statement =
@@ -620,6 +625,8 @@ impl Session {
                 batch.needs_server = true;
                 StepKind::Portal(Message::Close)
             }
+            // Where transaction control goes in the end, the rest of the batch says.
+            Kind::Portal if batch.is_control(named.name) => StepKind::Portal(Message::Close),
             Kind::Portal => StepKind::Local(Message::Close, local(backend::write_close_complete)),
         })
     }
@@ -825,7 +832,9 @@ impl Session {
                         return;
                     }
                 }
-                StepKind::CloseStatement => backend::write_close_complete(self.output.tail()),
+                StepKind::CloseStatement | StepKind::Portal(Message::Close) => {
+                    backend::write_close_complete(self.output.tail());
+                }
                 StepKind::Sync => {
                     let status = self.block.status();
                     backend::write_ready_for_query(self.output.tail(), status);

@@ -226,9 +226,9 @@ impl Ledger {
     /// Logs what a change undoes, unless an earlier one since the last savepoint undoes it too: the
     /// log grows with savepoints, not with settings.
     fn note(&mut self, undo: Undo) {
-        let since = self.log.iter().rev().take_while(|old| !matches!(old, Undo::Savepoint(_)));
+        let mut since = self.log.iter().rev().take_while(|old| !matches!(old, Undo::Savepoint(_)));
         let is_same = |old: &Undo| std::mem::discriminant(old) == std::mem::discriminant(&undo);
-        if !since.map(is_same).any(|is_same| is_same) {
+        if !since.any(is_same) {
             self.log.push(undo);
         }
     }

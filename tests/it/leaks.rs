@@ -297,6 +297,10 @@ impl Pair {
                 let (one, two) =
                     (self.plain(dice, &mut needs_server), self.plain(dice, &mut needs_server));
                 let sql = format!("{one}; {two}");
+                if !self.startup.is_empty() && (sql.contains("RESET") || sql.contains("DEF")) {
+                    // RESET goes to the startup's value once all of it has run.
+                    return Step { bytes: query(&one), told: one, ready: 1, needs_server: true };
+                }
                 Step { bytes: query(&sql), told: sql, ready: 1, needs_server: true }
             }
             _ => self.prepared(dice),
