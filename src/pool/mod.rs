@@ -212,6 +212,19 @@ impl Pools {
         self.settings.store(Arc::new(settings));
         self.layout.store(Arc::new(Layout { shards: map.shards().to_vec() }));
         lock(&self.users).clear();
+        let is_used = |key: &PoolKey| {
+            let of_key = |shard: &Shard| {
+                shard.database == key.1 && shard.hosts().any(|address| *address == key.0)
+            };
+            map.shards().iter().any(of_key)
+        };
+        lock(&self.hosts).retain(|key, pool| {
+            let is_kept = is_used(key);
+            if !is_kept {
+                pool.reconnect();
+            }
+            is_kept
+        });
         self.generation.fetch_add(1, Ordering::Release);
     }
 
@@ -398,13 +411,14 @@ impl Pools {
         let address = shard.shard.hosts().nth(host).expect("host index of this shard").clone();
         let database = shard.shard.database.clone();
         let key = (address.clone(), database.clone(), pools.credentials.user.clone(), is_primary);
+        let target = Target::new(address, database, &pools.credentials);
         let mut hosts = lock(&self.hosts);
         if let Some(pool) = hosts.get(&key)
             && pool.limits() == limits
+            && *pool.target() == target
         {
             return pool.clone();
         }
-        let target = Target::new(address, database, &pools.credentials);
         let pool = HostPool::new(target, limits.clone());
         if let Some(old) = hosts.insert(key, pool.clone()) {
             old.reconnect();

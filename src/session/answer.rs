@@ -114,22 +114,17 @@ impl Session {
                 Ok(Local::tag("RESET"))
             }
             Effect::Reset(name) => {
-                // The server's default may be another than the value of the session's start.
-                match self.ledger.startup().get(name) {
-                    Some(value) => self.block.queue(&params::set_statement(name, value))?,
-                    None if name == "search_path" => {
-                        self.block.queue(&params::set_statement(name, &self.default_path))?;
-                    }
-                    None => self.block.queue(&format!("RESET {name}"))?,
-                }
+                let text = self.reset_statement(name, false);
+                self.block.queue(&text)?;
                 self.ledger.reset(name);
                 self.settle_implicit();
-                Ok(Local::tag("RESET"))
+                // SET x TO DEFAULT is the same, and says SET.
+                Ok(Local::tag(statement.command))
             }
             Effect::ResetAll => {
                 self.block.queue("RESET ALL")?;
                 for (name, value) in self.ledger.startup() {
-                    self.block.queue(&params::set_statement(name, value))?;
+                    self.block.queue(&params::set_statement(name, value, false))?;
                 }
                 self.ledger.reset_all();
                 self.settle_implicit();
@@ -199,14 +194,13 @@ impl Session {
                 match value {
                     // A server's own default may be another.
                     None if setting.name == "search_path" => {
-                        let path = params::quote_literal(&self.default_path);
-                        let set = "SELECT pg_catalog.set_config('search_path'";
-                        self.block.queue(&format!("{set}, {path}, {})", setting.is_local))?;
+                        let text = self.reset_statement(&setting.name, setting.is_local);
+                        self.block.queue(&text)?;
                     }
                     _ => self.block.queue(text)?,
                 }
                 match value {
-                    value if setting.is_local => {
+                    value if setting.is_local || params::is_of_transaction(&setting.name) => {
                         self.ledger.set_local(&setting.name, value.as_deref());
                     }
                     Some(value) => self.ledger.set(&setting.name, &value),

@@ -83,6 +83,15 @@ impl Portal {
     }
 }
 
+/// A portal of a batch that is looked at.
+struct LookedPortal {
+    name: Box<[u8]>,
+    statement: Arc<Statement>,
+    place: Place,
+    /// Its Bind.
+    frame: Range<usize>,
+}
+
 /// A batch, looked at and not yet sent.
 struct Batch {
     /// What names mean throughout it.
@@ -94,8 +103,7 @@ struct Batch {
     has_sync: bool,
     /// Names that this batch gave away, with what they meant before, to take back what fails.
     named: GivenNames,
-    portal: Option<Arc<Statement>>,
-    portals: Vec<(Box<[u8]>, Arc<Statement>)>,
+    portals: Vec<LookedPortal>,
     /// As `portals`, of those that go to a server; filled in by `complete_run`.
     bound: Vec<Portal>,
     /// Portals that it closes and does not bind again.
@@ -118,7 +126,6 @@ impl Batch {
             needs_server: false,
             has_sync: false,
             named: Vec::new(),
-            portal: None,
             portals: Vec::new(),
             bound: Vec::new(),
             closed: Vec::new(),
@@ -126,6 +133,18 @@ impl Batch {
             begins: None,
             ledger_before: None,
         }
+    }
+
+    fn is_control(&self, portal: &[u8]) -> bool {
+        let of_name = |known: &&LookedPortal| *known.name == *portal;
+        self.portals.iter().find(of_name).is_some_and(|known| known.place == Place::Control)
+    }
+
+    /// More than one statement is parsed or bound in it.
+    fn has_several(&self) -> bool {
+        let is_statement =
+            |step: &&Step| matches!(step.kind, StepKind::Parse(_) | StepKind::Bind(_));
+        self.steps.iter().filter(is_statement).count() > 2
     }
 
     /// It rolls a block back: it needs no word of the loss of what it rolls back.
@@ -351,21 +370,19 @@ impl Session {
                 let named = Named::read_describe(&self.input.as_slice()[body])?;
                 match named.kind {
                     Kind::Statement => {
-                        let known = self.statements.get(named.name).cloned();
-                        let statement =
-                            known.ok_or_else(|| refusals::no_statement(&name_of(named.name)))?;
+                        let statement = self.statement(named.name)?;
                         self.look_at_describe(batch, statement)?
                     }
                     Kind::Portal => {
-                        let statement = self.portal(batch, named.name)?;
-                        self.portal_step(batch, Message::Describe, statement)?
+                        let name = named.name.to_vec();
+                        self.portal_step(batch, Message::Describe, &name)?
                     }
                 }
             }
             tag::EXECUTE => {
                 let execute = Execute::read(&self.input.as_slice()[body])?;
-                let statement = self.portal(batch, execute.portal)?;
-                self.portal_step(batch, Message::Execute, statement)?
+                let name = execute.portal.to_vec();
+                self.portal_step(batch, Message::Execute, &name)?
             }
             tag::CLOSE => self.look_at_close(batch, body)?,
             tag::SYNC => {
@@ -430,11 +447,11 @@ impl Session {
 
     /// Where a statement is answered, as far as it says by itself.
     fn place(&self, batch: &Batch, kept: &Kept) -> Place {
-        // Behind a member that runs on a server, settings are the server's too, in their turn.
-        let is_attached = self.attached.is_some() || batch.needs_server;
+        // Behind what a server runs, a setting is the server's too: their order counts.
+        let is_served = self.attached.is_some() || batch.needs_server;
         match kept.analysis.statements.as_slice() {
             [only] if matches!(only.effect, Effect::Transaction(_)) => Place::Control,
-            [only] if self.is_local(only, is_attached) => Place::Local,
+            [only] if self.is_local(only, is_served) => Place::Local,
             _ => Place::Server,
         }
     }
@@ -458,16 +475,8 @@ impl Session {
     }
 
     fn look_at_bind(&mut self, batch: &mut Batch, body: Range<usize>) -> Result<StepKind, Trouble> {
-        let bind = Bind::read(&self.input.as_slice()[body])?;
-        let mut statement = match self.statements.get(bind.statement) {
-            Some(statement) => statement.clone(),
-            None => return Err(refusals::no_statement(&name_of(bind.statement)).into()),
-        };
-        if *statement.names() != self.names {
-            // Names mean something else since it was parsed; so may the statement.
-            let store = &self.services.statements;
-            statement = store.intern(statement.sql(), statement.types(), &self.names);
-        }
+        let bind = Bind::read(&self.input.as_slice()[body.clone()])?;
+        let statement = self.statement(bind.statement)?;
         let kept = self.facts(batch, &statement)?;
         self.check_failed(&kept.analysis)?;
         if batch.changes_names && !self.is_unguarded() {
@@ -499,11 +508,13 @@ impl Session {
             batch.changes_names |=
                 kept.analysis.statements.iter().any(|s| params::changes_names(&s.effect));
         }
-        if bind.portal.is_empty() {
-            batch.portal = Some(statement.clone());
-        } else {
-            batch.portals.push((bind.portal.into(), statement.clone()));
-        }
+        batch.portals.retain(|portal| *portal.name != *bind.portal);
+        batch.portals.push(LookedPortal {
+            name: bind.portal.into(),
+            statement: statement.clone(),
+            place,
+            frame: body.start - HEADER_BYTES..body.end,
+        });
         Ok(match place {
             Place::Server => StepKind::Bind(statement),
             Place::Local => StepKind::Local(Message::Bind, BIND_COMPLETE),
@@ -518,23 +529,36 @@ impl Session {
         })
     }
 
-    /// The statement of a portal; `None` where the server that is held may know it.
-    fn portal(&self, batch: &Batch, name: &[u8]) -> Result<Option<Arc<Statement>>, Trouble> {
-        let in_batch = if name.is_empty() {
-            batch.portal.as_ref()
-        } else {
-            batch.portals.iter().rev().find(|(n, _)| **n == *name).map(|(_, statement)| statement)
-        };
-        if let Some(statement) = in_batch {
-            return Ok(Some(statement.clone()));
-        }
-        match &self.attached {
-            Some(attached) => {
-                let known = attached.portals.iter().rev().find(|portal| *portal.name == *name);
-                Ok(known.map(|portal| portal.statement.clone()))
+    /// The statement of a name, for what names and literals mean now: it may be parsed under that.
+    fn statement(&self, name: &[u8]) -> Result<Arc<Statement>, Trouble> {
+        match self.statements.get(name) {
+            Some(statement) if *statement.names() == self.names => Ok(statement.clone()),
+            Some(statement) => {
+                let store = &self.services.statements;
+                Ok(store.intern(statement.sql(), statement.types(), &self.names))
             }
-            None => Err(refusals::no_portal(&name_of(name)).into()),
+            None => Err(refusals::no_statement(&name_of(name)).into()),
         }
+    }
+
+    /// The statement of a portal and where it runs; `None` where the server that is held may know
+    /// it.
+    fn portal(
+        &self,
+        batch: &Batch,
+        name: &[u8],
+    ) -> Result<Option<(Arc<Statement>, Place)>, Trouble> {
+        if let Some(portal) = batch.portals.iter().find(|portal| *portal.name == *name) {
+            return Ok(Some((portal.statement.clone(), portal.place)));
+        }
+        let Some(attached) = &self.attached else {
+            return Err(refusals::no_portal(&name_of(name)).into());
+        };
+        let Some(portal) = attached.portals.iter().find(|portal| *portal.name == *name) else {
+            return Ok(None);
+        };
+        let kept = self.facts(batch, &portal.statement)?;
+        Ok(Some((portal.statement.clone(), self.place(batch, &kept))))
     }
 
     /// Execute or Describe of a portal.
@@ -542,65 +566,77 @@ impl Session {
         &mut self,
         batch: &mut Batch,
         message: Message,
-        statement: Option<Arc<Statement>>,
+        name: &[u8],
     ) -> Result<StepKind, Trouble> {
-        let forwarded = |batch: &mut Batch| {
+        let portal = self.portal(batch, name)?;
+        if message == Message::Execute
+            && let Some((statement, place)) = &portal
+        {
+            self.look_at_execute(batch, statement, *place)?;
+        }
+        let Some((statement, place)) = portal.filter(|(_, place)| *place != Place::Server) else {
             batch.needs_server = true;
-            if message == Message::Execute { StepKind::Execute } else { StepKind::Portal(message) }
+            return Ok(match message {
+                Message::Execute => StepKind::Execute,
+                _ => StepKind::Portal(message),
+            });
         };
-        let Some(statement) = statement else { return Ok(forwarded(batch)) };
         let kept = self.facts(batch, &statement)?;
-        let place = self.place(batch, &kept);
-        if message == Message::Execute {
-            let effects = kept.analysis.statements.iter().map(|statement| &statement.effect);
-            let may_undo = self.ledger.may_undo_names();
-            batch.changes_names |= !matches!(place, Place::Local)
-                && effects
-                    .clone()
-                    .any(|of| params::changes_names(of) || (may_undo && params::takes_back(of)));
-            // Answered at once, it would come ahead of them.
-            if batch.needs_server && effects.clone().any(|of| matches!(of, Effect::Discard(_))) {
-                return Err(refusals::unsupported(
-                    "DISCARD behind other statements in one batch",
-                    "Send Sync before it.",
-                )
-                .into());
-            }
+        if place == Place::Control {
+            return Ok(StepKind::Control(message, statement, kept));
         }
-        match place {
-            Place::Server => Ok(forwarded(batch)),
-            Place::Control => Ok(StepKind::Control(message, statement, kept)),
-            Place::Local => {
-                let Some(only) = kept.analysis.statements.first() else {
-                    return Ok(forwarded(batch));
-                };
-                let mut out = BytesMut::new();
-                if message == Message::Describe {
-                    Self::describe_locally(only).write_description(&mut out);
-                } else {
-                    let text = statement.sql().to_owned();
-                    let local = self.execute_locally(only, &kept, batch, &text)?;
-                    local.write_result(&mut out);
-                }
-                Ok(StepKind::Local(message, out.freeze()))
-            }
+        let Some(only) = kept.analysis.statements.first() else {
+            return Err(refusals::internal().into());
+        };
+        let mut out = BytesMut::new();
+        if message == Message::Describe {
+            Self::describe_locally(only).write_description(&mut out);
+        } else {
+            let local = self.execute_locally(only, &kept, batch, name, statement.sql())?;
+            local.write_result(&mut out);
         }
+        Ok(StepKind::Local(message, out.freeze()))
     }
 
-    /// Runs a local statement with the parameters of the Bind before it in the batch.
+    /// What an Execute does to the meaning of what follows it in the batch.
+    fn look_at_execute(
+        &self,
+        batch: &mut Batch,
+        statement: &Statement,
+        place: Place,
+    ) -> Result<(), Trouble> {
+        let kept = self.facts(batch, statement)?;
+        let effects = kept.analysis.statements.iter().map(|statement| &statement.effect);
+        let may_undo = self.ledger.may_undo_names();
+        batch.changes_names |= place != Place::Local
+            && effects
+                .clone()
+                .any(|of| params::changes_names(of) || (may_undo && params::takes_back(of)));
+        // Answered at once, it would come ahead of them.
+        if batch.needs_server && effects.clone().any(|of| matches!(of, Effect::Discard(_))) {
+            return Err(refusals::unsupported(
+                "DISCARD behind other statements in one batch",
+                "Send Sync before it.",
+            )
+            .into());
+        }
+        Ok(())
+    }
+
+    /// Runs a local statement with the parameters of its portal's Bind.
     fn execute_locally(
         &mut self,
         only: &crate::sql::Statement,
         kept: &Kept,
         batch: &mut Batch,
+        portal: &[u8],
         text: &str,
     ) -> Result<super::answer::Local, Trouble> {
         batch.ledger_before.get_or_insert_with(|| Box::new(self.ledger.clone()));
-        let bind = batch.steps.iter().rev().find_map(|step| match step.kind {
-            StepKind::Local(Message::Bind, _) => Some(step.frame.clone()),
-            _ => None,
-        });
-        let Some(frame) = bind else { return Ok(self.answer(only, &NoValues(kept), text)?) };
+        let bound = batch.portals.iter().find(|bound| *bound.name == *portal);
+        let Some(frame) = bound.map(|bound| bound.frame.clone()) else {
+            return Ok(self.answer(only, &NoValues(kept), text)?);
+        };
         let body = self.input.as_slice()[frame.start + HEADER_BYTES..frame.end].to_vec();
         let values = BindValues { bind: Bind::read(&body)?, kept };
         Ok(self.answer(only, &values, text)?)
@@ -653,6 +689,8 @@ impl Session {
                 batch.needs_server = true;
                 StepKind::Portal(Message::Close)
             }
+            // Where transaction control goes in the end, the rest of the batch says.
+            Kind::Portal if batch.is_control(named.name) => StepKind::Portal(Message::Close),
             Kind::Portal => StepKind::Local(Message::Close, CLOSE_COMPLETE),
         })
     }
@@ -730,6 +768,9 @@ impl Session {
             }
         }
         batch.bound = bound;
+        run.check_aside()?;
+        // What is parsed behind a setting in the same batch was looked at without it.
+        run.is_opaque |= batch.has_several() && run.effects.iter().any(changes_literals);
         batch.closed = closed;
         // Pieces of a long batch are followed throughout: their replies come later.
         let is_whole = batch.has_sync || self.ends_with_flush(batch);
@@ -765,7 +806,13 @@ impl Session {
             }
             let kept = if may_rerun { batch.end } else { 0 };
             self.input.advance(batch.end - kept);
-            let is_flushed = batch.has_sync || self.ends_with_flush(&batch);
+            // Data of a COPY that comes right behind has to find it begun.
+            let is_fed = !batch.has_sync && self.input.as_slice().get(kept).is_some_and(is_copy);
+            if is_fed {
+                let server = &mut *attached.checkout.server;
+                server.send_bytes(&[tag::FLUSH, 0, 0, 0, 4]);
+            }
+            let is_flushed = is_fed || batch.has_sync || self.ends_with_flush(&batch);
             let until = if is_flushed { Until::Settled } else { Until::Sent };
             let mut running = Running::new(may_rerun);
             let relayed = self.relay(&mut attached, &mut running, until, kept).await?;
@@ -785,9 +832,16 @@ impl Session {
                 Relayed::Rerun | Relayed::Done => {
                     if running.has_failed {
                         self.take_back_unconfirmed(&mut attached);
-                        self.take_back_settings(&mut batch);
+                        if matches!(self.block, Block::None) {
+                            // Once the server is let go: it keeps the settings brought to it.
+                            attached.ledger_before = batch.ledger_before.take();
+                        } else if batch.ledger_before.is_some() {
+                            attached.checkout.server.is_opaque = true;
+                            self.take_back_settings(&mut batch);
+                        }
                         self.is_skipping = running.ready.is_none() || run.is_own_batch;
                     }
+                    self.restore_startup(&mut attached, &running).await;
                     self.settle(attached, &run, running);
                 }
                 Relayed::Lost => {
@@ -843,7 +897,9 @@ impl Session {
                         return;
                     }
                 }
-                StepKind::CloseStatement => backend::write_close_complete(self.output.tail()),
+                StepKind::CloseStatement | StepKind::Portal(Message::Close) => {
+                    backend::write_close_complete(self.output.tail());
+                }
                 StepKind::Sync => {
                     let status = self.block.status();
                     backend::write_ready_for_query(self.output.tail(), status);
@@ -961,7 +1017,19 @@ fn changes_names(effect: &Confirmed) -> bool {
     }
 }
 
+/// An effect after which literals mean something else.
+fn changes_literals(effect: &Confirmed) -> bool {
+    match effect {
+        Confirmed::Set(changes) => {
+            changes.iter().any(|change| params::OF_LITERALS.contains(&change.name.as_str()))
+        }
+        Confirmed::ResetAll => true,
+        _ => false,
+    }
+}
+
 /// Where a statement is answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Place {
     Server,
     Local,
@@ -1019,6 +1087,10 @@ fn emit_parse<'s>(
         });
     }
     name
+}
+
+fn is_copy(tag: &u8) -> bool {
+    matches!(*tag, tag::COPY_DATA | tag::COPY_DONE | tag::COPY_FAIL)
 }
 
 /// A name as the client wrote it, for an error about it.

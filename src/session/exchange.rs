@@ -136,6 +136,14 @@ impl Run {
         Ok(effect)
     }
 
+    /// What stands beside a block is rolled back: what it sets must be known, to be set again.
+    pub fn check_aside(&self) -> Result<(), ErrorReply> {
+        match self.is_aside && self.is_opaque {
+            true => Err(refusals::effect_needs_hospital("a computed setting")),
+            false => Ok(()),
+        }
+    }
+
     /// Effects are followed only if there are any.
     pub fn drop_idle_effects(&mut self) {
         if self.effects.iter().all(|effect| *effect == Confirmed::Nothing) {
@@ -161,25 +169,25 @@ impl Run {
                         self.is_opaque = true;
                         continue;
                     }
-                    let (name, is_local) = (setting.name.clone(), setting.is_local);
                     if value.is_none() {
-                        session.check_reset(&name, is_local)?;
+                        session.check_reset(&setting.name, setting.is_local)?;
                     }
+                    self.is_opaque |= value.is_none()
+                        && !setting.is_local
+                        && session.ledger.startup().contains_key(&setting.name);
+                    let name = setting.name.clone();
+                    let is_local = setting.is_local || params::is_of_transaction(&name);
                     changes.push(Change { name, value, is_local });
                 }
                 Confirmed::Set(changes)
             }
             Effect::Reset(name) => {
-                // The server goes to its own default, the session to its startup value: the two
-                // may differ, so the server is not handed on as it is.
                 session.check_reset(name, false)?;
-                self.is_opaque |= session.ledger.settings().contains_key(name);
                 let change = Change { name: name.clone(), value: None, is_local: false };
                 Confirmed::Set(vec![change])
             }
             Effect::ResetAll => {
                 session.check_reset("search_path", false)?;
-                self.is_opaque = true;
                 Confirmed::ResetAll
             }
             Effect::Transaction(control) => {
@@ -360,6 +368,12 @@ impl Session {
                     "Send it as a query string of its own.",
                 )));
             }
+            many if many.len() > 1 && many.iter().any(|s| forgets_statements(&s.effect)) => {
+                return Err(plain(refusals::unsupported(
+                    "DEALLOCATE or DISCARD together with other statements in one query string",
+                    "Send it as a query string of its own.",
+                )));
+            }
             many if many.iter().any(|s| sets_hospital(&s.effect)) => {
                 return Err(plain(refusals::unsupported(
                     "SET pgward.hospital_id together with other statements in one query string",
@@ -438,6 +452,11 @@ impl Session {
     /// Runs the simple Query at the front of the input, and takes it off.
     pub(super) async fn run_query(&mut self, total: usize, mut run: Run) -> Result<(), End> {
         run.is_aside = matches!((&self.block, run.route), (Block::Pending(_), Route::Any { .. }));
+        if let Err(refusal) = run.check_aside() {
+            self.input.advance(total);
+            self.refuse(refusal);
+            return self.finish_refusal().await;
+        }
         loop {
             let mut attached = match self.attach(&run).await {
                 Ok(attached) => attached,
@@ -447,6 +466,7 @@ impl Session {
                     return self.finish_refusal().await;
                 }
             };
+            let is_behind_batch = attached.checkout.server.pipeline().is_unsynced();
             let may_rerun = self.begin(&mut attached, &run);
             let server = &mut *attached.checkout.server;
             server.prepared.forget_unnamed();
@@ -457,6 +477,15 @@ impl Session {
             self.input.advance(total - kept);
             let mut running = Running::new(may_rerun);
             let mut relayed = self.relay(&mut attached, &mut running, Until::Settled, kept).await?;
+            if matches!(relayed, Relayed::Done) && running.ready.is_none() && is_behind_batch {
+                // The batch before it failed: the server skips the Query with it, up to the
+                // client's own Sync.
+                self.input.advance(kept);
+                self.take_back_unconfirmed(&mut attached);
+                self.is_skipping = true;
+                self.settle(attached, &run, running);
+                return Ok(());
+            }
             if matches!(relayed, Relayed::Done) && running.ready.is_none() {
                 // An error ahead of the Query (BEGIN, SET LOCAL): the server skips up to a Sync.
                 send_sync(&mut attached.checkout.server);
@@ -466,6 +495,7 @@ impl Session {
                 Relayed::Rerun => self.rerun_on_primary(attached, &mut run),
                 Relayed::Done => {
                     self.input.advance(kept);
+                    self.restore_startup(&mut attached, &running).await;
                     self.settle(attached, &run, running);
                     return Ok(());
                 }
@@ -486,7 +516,11 @@ impl Session {
             return Ok(attached);
         }
         if !self.services.pools.is_current(&self.pools) {
-            self.pools = self.services.pools.of_user(&self.user.server);
+            // The secret may have been rotated since the login; who it is on servers stays.
+            let users = self.services.users.load();
+            let now = users.get(&self.user.name).map(|user| &user.server);
+            let server = now.filter(|server| server.user == self.user.server.user);
+            self.pools = self.services.pools.of_user(server.unwrap_or(&self.user.server));
         }
         let (shard, role, hospital) = match run.route {
             Route::One { hospital, shard, role } => (Some(shard), role, hospital),
@@ -500,7 +534,10 @@ impl Session {
             // Boxed: its state is large, and most requests find a server at once.
             None => Box::pin(self.wait_for_server(want)).await?,
         };
-        self.hold(&checkout)?;
+        if !self.hold(&checkout) {
+            give_back(checkout, &self.client);
+            return Err(Unattached::Refused(refusals::cancelled()));
+        }
         if role == Role::Replica
             && checkout.role == Role::Primary
             && self.has_replicas(&map, &checkout)
@@ -519,9 +556,16 @@ impl Session {
             effects: VecDeque::new(),
             named: Vec::new(),
             has_failed: false,
+            ledger_before: None,
+            resets: Vec::new(),
         });
-        self.bring_settings(&mut attached).await?;
-        Ok(attached)
+        match self.bring_settings(&mut attached).await {
+            Ok(()) => Ok(attached),
+            Err(unattached) => {
+                give_back(attached.checkout, &self.client);
+                Err(unattached)
+            }
+        }
     }
 
     /// The last write that a read of `hospital` must see.
@@ -592,21 +636,13 @@ impl Session {
         Err(refusal)
     }
 
-    /// The client holds a server from now on: a cancel of its goes there.
-    fn hold(&self, checkout: &pool::Checkout) -> Result<(), ErrorReply> {
+    /// The client holds a server from now on: a cancel of its goes there. `false`: it was cancelled
+    /// while it waited.
+    fn hold(&self, checkout: &pool::Checkout) -> bool {
         let server = &checkout.server;
         let target = CancelTarget { peer: server.peer, pid: server.pid, key: server.key.clone() };
-        if !self.client.on_attach(target) {
-            self.client.on_detach();
-            return Err(refusals::cancelled());
-        }
         server.entry().client.store(self.client.pid, std::sync::atomic::Ordering::Relaxed);
-        Ok(())
-    }
-
-    /// Detaches from a server that goes back at once; one with a cancel on its way is closed.
-    fn let_go(&self, server: &mut ServerConn) {
-        server.is_opaque |= self.client.on_detach().is_some();
+        self.client.on_attach(target)
     }
 
     /// Gives the server the session's settings. A round trip of its own, and only where they
@@ -630,12 +666,8 @@ impl Session {
         if let Some(sql) = sql {
             match server.run(&sql).await {
                 Ok(Ok(())) => {}
-                Ok(Err(error)) => {
-                    self.let_go(server);
-                    return Err(Unattached::Server(error));
-                }
+                Ok(Err(error)) => return Err(Unattached::Server(error)),
                 Err(_) => {
-                    self.let_go(server);
                     let shard = attached.checkout.shard;
                     return Err(Unattached::Refused(refusals::no_server(shard)));
                 }
@@ -666,7 +698,7 @@ impl Session {
             if !run.is_aside {
                 send_pending(server, pending);
                 self.block = Block::Server(pending.modes());
-            } else if pending.has_settings() {
+            } else if pending.has_settings() || !run.effects.is_empty() {
                 // A transaction of its own with the block's settings; `settle` rolls it back.
                 send_pending(server, pending);
             }
@@ -837,7 +869,12 @@ impl Session {
                         // A suspended `SELECT set_config()` has run.
                         && matches!(kind, b'C' | b's')
                     {
+                        if kind == b's' {
+                            // A set_config that has given its row has taken place, and may again.
+                            server.is_opaque |= effect != Confirmed::Nothing;
+                        }
                         running.has_changed = true;
+                        attached.resets.extend(resets(&effect, self.ledger.startup()));
                         running.is_ddl |= apply(&mut self.ledger, &mut self.block, effect, tag);
                     }
                 }
@@ -892,6 +929,28 @@ impl Session {
         Ok(is_progress)
     }
 
+    /// RESET on a server goes to the server's default. The client's is the value of its startup,
+    /// and its next statement shall find that.
+    pub(super) async fn restore_startup(&mut self, attached: &mut Attached, running: &Running) {
+        if attached.resets.is_empty() || running.ready.is_none() {
+            return;
+        }
+        let resets = std::mem::take(&mut attached.resets);
+        if running.ready == Some(TxnStatus::Failed) || attached.has_failed {
+            // They are rolled back, with what is behind them or with the block.
+            attached.checkout.server.is_opaque = true;
+            return;
+        }
+        let settings = self.ledger.settings();
+        let set = |name: &String| Some(params::set_statement(name, settings.get(name)?, false));
+        let statements: Vec<String> = resets.iter().filter_map(set).collect();
+        let server = &mut *attached.checkout.server;
+        // Where that fails the next statement finds the server gone, or its transaction failed.
+        if !matches!(server.run(&statements.join("; ")).await, Ok(Ok(()))) {
+            server.is_opaque = true;
+        }
+    }
+
     /// A request has run: keeps the server in a transaction, else lets it go.
     pub(super) fn settle(&mut self, mut attached: Box<Attached>, run: &Run, mut running: Running) {
         if running.is_ddl {
@@ -916,7 +975,8 @@ impl Session {
                 }
             }
             Some(TxnStatus::Idle) => {
-                if has_failed {
+                // What stood beside a block leaves the block's own changes as they are.
+                if has_failed && !run.is_aside {
                     self.ledger.rollback();
                 } else if self.ledger.is_changed() && !run.is_aside && !run.is_own_batch {
                     self.ledger.commit();
@@ -947,6 +1007,14 @@ impl Session {
             Some(status) if run.is_aside => {
                 if status == TxnStatus::Failed {
                     self.block.fail();
+                } else {
+                    self.queue_changes(run);
+                }
+                if !run.is_own_batch {
+                    self.patch_status();
+                }
+                if running.has_changed {
+                    self.renew_names();
                 }
                 self.release(attached);
             }
@@ -962,6 +1030,38 @@ impl Session {
         }
     }
 
+    /// What a statement beside the block has set was rolled back there: it is the block's.
+    fn queue_changes(&mut self, run: &Run) {
+        let changes = run.effects.iter().filter_map(|effect| match effect {
+            Confirmed::Set(changes) => Some(changes),
+            _ => None,
+        });
+        for Change { name, value, is_local } in changes.flatten() {
+            let text = match value {
+                Some(value) => params::set_statement(name, value, *is_local),
+                None => self.reset_statement(name, *is_local),
+            };
+            // A full queue has failed the block, which the status tells.
+            if self.block.queue(&text).is_err() {
+                return;
+            }
+        }
+    }
+
+    /// The statement that takes a setting to its default: the value of the session's start, which
+    /// the server does not know.
+    pub(super) fn reset_statement(&self, name: &str, is_local: bool) -> String {
+        match self.ledger.startup().get(name) {
+            Some(value) => params::set_statement(name, value, is_local),
+            // A server's own default may be another than the one that the session learnt.
+            None if name == "search_path" => {
+                params::set_statement(name, &self.default_path, is_local)
+            }
+            None if is_local => format!("SET LOCAL {} TO DEFAULT", params::quote_name(name)),
+            None => format!("RESET {}", params::quote_name(name)),
+        }
+    }
+
     /// The ReadyForQuery that has just been put out says what the server knows; the client's
     /// block is known here only.
     fn patch_status(&mut self) {
@@ -971,9 +1071,19 @@ impl Session {
         }
     }
 
+    /// Lets a server go that owes nothing, and with it what a failed batch had set.
+    pub(super) fn release(&mut self, mut attached: Box<Attached>) {
+        let ledger_before = attached.ledger_before.take();
+        self.let_go(attached);
+        if let Some(ledger) = ledger_before {
+            self.ledger = *ledger;
+            self.renew_names();
+        }
+    }
+
     /// Lets a server go that owes nothing: to its pool if it is provably clean, through a reset
     /// if that is all it lacks, else it is closed.
-    pub(super) fn release(&mut self, mut attached: Box<Attached>) {
+    fn let_go(&mut self, mut attached: Box<Attached>) {
         let metrics = self
             .services
             .metrics
@@ -984,6 +1094,7 @@ impl Session {
             ..Default::default()
         });
         let server = &mut *attached.checkout.server;
+        server.is_opaque |= !attached.resets.is_empty();
         let settings = self.ledger.committed();
         if !Arc::ptr_eq(&server.settings, settings) && !server.is_opaque {
             server.settings = settings.clone();
@@ -1095,6 +1206,9 @@ impl Session {
         // Nothing is said now: an error that answers no request would be taken for the answer of
         // the next one. That one gets it.
         self.client.on_detach();
+        if attached.checkout.server.is_mid_frame() {
+            return Err(End::Broken);
+        }
         let mut loss = refusals::server_lost_in_transaction(attached.checkout.shard);
         if let Some(code) = &running.last_words {
             loss = loss.with_detail(format!("The server's last word was {code}."));
@@ -1131,6 +1245,23 @@ impl Running {
         } else {
             Relayed::Lost
         }
+    }
+}
+
+/// Settings that `effect` takes to a default which is the session's and not the server's.
+fn resets(effect: &Confirmed, startup: &server::SettingsMap) -> Vec<String> {
+    match effect {
+        Confirmed::Set(changes) => changes
+            .iter()
+            .filter(|change| change.value.is_none() && !change.is_local)
+            .filter(|change| startup.contains_key(&change.name))
+            .map(|change| change.name.clone())
+            .collect(),
+        Confirmed::ResetAll => {
+            let is_kept = |name: &&String| !params::is_of_role(name);
+            startup.keys().filter(is_kept).cloned().collect()
+        }
+        _ => Vec::new(),
     }
 }
 
@@ -1199,6 +1330,17 @@ pub(super) fn make_real(attached: &mut Attached, refusal: ErrorReply) {
     });
 }
 
+/// Gives back a server on which nothing ran for the client, but not before the cancels on their way
+/// to it have come: they would hit the next client's query.
+fn give_back(checkout: pool::Checkout, client: &Client) {
+    if let Some(hold) = client.on_detach() {
+        tokio::spawn(async move {
+            hold.cancels_done().await;
+            drop(checkout);
+        });
+    }
+}
+
 /// The client has gone: what runs for it is cancelled. Its server may be dropped then, which closes
 /// it unless it is clean.
 pub(super) async fn abandon(attached: &Attached, client: &Arc<Client>) {
@@ -1241,6 +1383,11 @@ fn pin_name(pin: crate::sql::Pin) -> &'static str {
         Pin::HoldCursor => "a cursor WITH HOLD",
         Pin::Load => "LOAD",
     }
+}
+
+/// On a server it would take away what all clients have prepared there.
+fn forgets_statements(effect: &Effect) -> bool {
+    matches!(effect, Effect::Deallocate(_) | Effect::Discard(_))
 }
 
 fn sets_hospital(effect: &Effect) -> bool {

@@ -128,6 +128,10 @@ pub(crate) struct Attached {
     named: batch::GivenNames,
     /// Something failed since the last ReadyForQuery: the server skips up to Sync, and rolls back.
     has_failed: bool,
+    /// The settings before a batch that has failed, which go with it.
+    ledger_before: Option<Box<Ledger>>,
+    /// Settings that went to the server's default, and are to go to the session's startup value.
+    resets: Vec<String>,
 }
 
 impl Drop for Session {
@@ -173,10 +177,11 @@ impl Session {
     /// Waits for bytes of the client; while a server is held, for its bytes too.
     async fn idle(&mut self) -> Result<(), End> {
         let client = self.client.clone();
+        // Race: a kill between the look and the wait must not be missed.
+        let mut woken = std::pin::pin!(client.woken());
         if self.attached.is_none() && client.is_killed() {
             return Err(End::Fatal(refusals::drained()));
         }
-        let mut woken = std::pin::pin!(client.woken());
         std::future::poll_fn(|cx| {
             use std::task::Poll;
             // The client first: its request is what all else is for.
@@ -335,9 +340,16 @@ impl Session {
             role => role,
         };
         let role = role.unwrap_or(&self.user.server.user);
-        if self.names.search_path != path || self.names.role != role {
+        let mut literals = String::new();
+        for name in params::OF_LITERALS {
+            if let Some(value) = self.ledger.value(name) {
+                literals.extend([name, "=", value, ";"]);
+            }
+        }
+        let names = &self.names;
+        if names.search_path != path || names.role != role || names.literals != literals {
             let (search_path, role) = (path.to_owned(), role.to_owned());
-            self.names = Arc::new(Names { search_path, role });
+            self.names = Arc::new(Names { search_path, role, literals });
         }
     }
 

@@ -21,6 +21,28 @@ pub fn is_of_names(name: &str) -> bool {
     matches!(name, "search_path" | "role" | "session_authorization")
 }
 
+/// Settings that decide what literals in a statement mean. They are read when it is parsed, so
+/// sessions that differ in one share no prepared statement.
+pub const OF_LITERALS: [&str; 7] = [
+    "array_nulls",
+    "datestyle",
+    "intervalstyle",
+    "lc_monetary",
+    "timezone",
+    "transform_null_equals",
+    "xmloption",
+];
+
+/// Is this a setting of the transaction? It ends with it, however it was set.
+pub fn is_of_transaction(name: &str) -> bool {
+    matches!(name, "transaction_isolation" | "transaction_read_only" | "transaction_deferrable")
+}
+
+/// Does this setting decide as whom a statement runs? RESET ALL leaves it.
+pub fn is_of_role(name: &str) -> bool {
+    matches!(name, "role" | "session_authorization")
+}
+
 /// Do names mean something else behind a statement with this effect?
 pub fn changes_names(effect: &Effect) -> bool {
     match effect {
@@ -49,7 +71,8 @@ pub struct Ledger {
     startup_hospital: Option<HospitalId>,
     hospital: Option<HospitalId>,
     local_hospital: Option<Option<HospitalId>>,
-    /// SET LOCAL of names; `None`: the server's default, whatever the session has.
+    /// SET LOCAL of what decides a statement's meaning; `None`: the server's default, whatever the
+    /// session has.
     local: Arc<BTreeMap<String, Option<String>>>,
     log: Vec<Undo>,
 }
@@ -88,7 +111,7 @@ impl Ledger {
         &self.current
     }
 
-    /// A setting that [`is_of_names`], as it holds for the next statement; `None`: the default.
+    /// A setting that [`is_of_names`] or is one [`OF_LITERALS`], as it holds for the next statement; `None`: the default.
     pub fn value(&self, name: &str) -> Option<&str> {
         match self.local.get(name) {
             Some(value) => value.as_deref(),
@@ -108,7 +131,12 @@ impl Ledger {
 
     /// SET, or set_config(.., false); lower-case name.
     pub fn set(&mut self, name: &str, value: &str) {
+        let merged = (name == "datestyle").then(|| merge_date_style(self.value(name), value));
+        let value = merged.as_deref().unwrap_or(value);
         self.end_local(name);
+        if name == "session_authorization" {
+            self.end_role();
+        }
         if self.current.get(name).is_some_and(|old| old == value) {
             return;
         }
@@ -119,16 +147,32 @@ impl Ledger {
 
     /// SET LOCAL, or set_config(.., true): until the transaction ends.
     pub fn set_local(&mut self, name: &str, value: Option<&str>) {
-        if is_of_names(name) {
-            self.log.push(Undo::Local(self.local.clone()));
-            let local = Arc::make_mut(&mut self.local);
-            local.insert(name.to_owned(), value.map(str::to_owned));
+        if is_of_names(name) || OF_LITERALS.contains(&name) {
+            let value = match (name, value) {
+                ("datestyle", Some(value)) => Some(merge_date_style(self.value(name), value)),
+                (_, value) => value.map(str::to_owned),
+            };
+            self.note(Undo::Local(self.local.clone()));
+            Arc::make_mut(&mut self.local).insert(name.to_owned(), value);
         }
+    }
+
+    /// SET SESSION AUTHORIZATION ends SET ROLE.
+    fn end_role(&mut self) {
+        self.end_local("role");
+        let has_startup = self.startup.contains_key("role");
+        self.change(|settings| match has_startup {
+            true => drop(settings.insert("role".to_owned(), "none".to_owned())),
+            false => drop(settings.remove("role")),
+        });
     }
 
     /// RESET: back to the value of the start.
     pub fn reset(&mut self, name: &str) {
         self.end_local(name);
+        if name == "session_authorization" {
+            self.end_role();
+        }
         let startup = self.startup.get(name).cloned();
         self.change(|settings| match startup {
             Some(value) => {
@@ -142,12 +186,14 @@ impl Ledger {
 
     /// RESET ALL: all but what belongs to the role, as Postgres does.
     pub fn reset_all(&mut self) {
-        self.end_local("search_path");
+        for name in OF_LITERALS.into_iter().chain(["search_path"]) {
+            self.end_local(name);
+        }
         let startup = self.startup.clone();
         self.change(|settings| {
             let kept: BTreeMap<_, _> = settings
                 .iter()
-                .filter(|(name, _)| matches!(name.as_str(), "role" | "session_authorization"))
+                .filter(|(name, _)| is_of_role(name))
                 .map(|(name, value)| (name.clone(), value.clone()))
                 .collect();
             settings.clone_from(&startup);
@@ -158,14 +204,14 @@ impl Ledger {
 
     /// DISCARD ALL: all of it.
     pub fn discard_all(&mut self) {
-        self.log.push(Undo::Settings(self.current.clone()));
+        self.note(Undo::Settings(self.current.clone()));
         self.current = self.startup.clone();
         self.set_hospital(self.startup_hospital, false);
     }
 
     /// Binds the session, or with `is_local` its transaction, to a hospital or to none.
     pub fn set_hospital(&mut self, hospital: Option<HospitalId>, is_local: bool) {
-        self.log.push(Undo::Hospital { session: self.hospital, local: self.local_hospital });
+        self.note(Undo::Hospital { session: self.hospital, local: self.local_hospital });
         if is_local {
             self.local_hospital = Some(hospital);
         } else {
@@ -182,13 +228,23 @@ impl Ledger {
     /// A SET of the session takes the place of a SET LOCAL before it.
     fn end_local(&mut self, name: &str) {
         if self.local.contains_key(name) {
-            self.log.push(Undo::Local(self.local.clone()));
+            self.note(Undo::Local(self.local.clone()));
             Arc::make_mut(&mut self.local).remove(name);
         }
     }
 
+    /// Logs what a change undoes, unless an earlier one since the last savepoint undoes it too: the
+    /// log grows with savepoints, not with settings.
+    fn note(&mut self, undo: Undo) {
+        let mut since = self.log.iter().rev().take_while(|old| !matches!(old, Undo::Savepoint(_)));
+        let is_same = |old: &Undo| std::mem::discriminant(old) == std::mem::discriminant(&undo);
+        if !since.any(is_same) {
+            self.log.push(undo);
+        }
+    }
+
     fn change(&mut self, edit: impl FnOnce(&mut SettingsMap)) {
-        self.log.push(Undo::Settings(self.current.clone()));
+        self.note(Undo::Settings(self.current.clone()));
         edit(Arc::make_mut(&mut self.current));
     }
 
@@ -201,9 +257,11 @@ impl Ledger {
     pub fn release(&mut self, name: &str) {
         let is_savepoint = |undo: &Undo| matches!(undo, Undo::Savepoint(n) if n == name);
         if let Some(at) = self.log.iter().rposition(is_savepoint) {
-            let mut behind = self.log.split_off(at);
-            behind.retain(|undo| !matches!(undo, Undo::Savepoint(_)));
-            self.log.append(&mut behind);
+            let behind = self.log.split_off(at);
+            behind
+                .into_iter()
+                .filter(|undo| !matches!(undo, Undo::Savepoint(_)))
+                .for_each(|undo| self.note(undo));
         }
     }
 
@@ -265,22 +323,69 @@ impl Ledger {
 }
 
 /// The statement that turns a server with `have` into one with `want`; `None` if it is one.
-/// All values go through set_config, one statement, so that all of them hold or none.
+/// All values go through set_config, one statement, so that all of them hold or none. Whose settings
+/// they are is settled last, and what they were is undone first, since it decides what may be set.
 pub fn replay(have: &SettingsMap, want: &SettingsMap) -> Option<String> {
     let mut sql = String::new();
-    for name in have.keys().filter(|name| !want.contains_key(*name)) {
-        push(&mut sql, &format!("RESET {}", quote_name(name)));
+    let differs = |name: &str| have.get(name) != want.get(name);
+    let is_other_user = differs("session_authorization");
+    let is_other_role = differs("role") || is_other_user;
+    for (name, is_other) in [("role", is_other_role), ("session_authorization", is_other_user)] {
+        if is_other && have.contains_key(name) {
+            push(&mut sql, &format!("RESET {name}"));
+        }
     }
-    for (name, value) in want.iter().filter(|(name, value)| have.get(*name) != Some(value)) {
-        push(&mut sql, &set_statement(name, value));
+    for name in have.keys().filter(|name| !is_of_role(name)) {
+        // A DateStyle may give half of it: the other half is the default's, not the last client's.
+        if !want.contains_key(name) || (name == "datestyle" && differs(name)) {
+            push(&mut sql, &format!("RESET {}", quote_name(name)));
+        }
+    }
+    for (name, value) in want.iter().filter(|(name, _)| !is_of_role(name) && differs(name)) {
+        push(&mut sql, &set_statement(name, value, false));
+    }
+    for (name, is_other) in [("session_authorization", is_other_user), ("role", is_other_role)] {
+        if is_other && let Some(value) = want.get(name) {
+            push(&mut sql, &set_statement(name, value, false));
+        }
     }
     (!sql.is_empty()).then_some(sql)
 }
 
-/// The statement that sets `name` for the session.
-pub fn set_statement(name: &str, value: &str) -> String {
+/// The DateStyle that `new` makes of `old`: each may give the format, the order of day and month,
+/// or both, and what `new` leaves out stays.
+fn merge_date_style(old: Option<&str>, new: &str) -> String {
+    /// (format, order); the last one counts, `None` where a word is neither.
+    fn halves(text: &str) -> Option<(Option<&'static str>, Option<&'static str>)> {
+        let (mut format, mut order) = (None, None);
+        for word in text.split(',') {
+            let word = word.trim().to_ascii_lowercase();
+            match word.as_str() {
+                "iso" => format = Some("ISO"),
+                "german" => (format, order) = (Some("German"), order.or(Some("DMY"))),
+                "ymd" => order = Some("YMD"),
+                "dmy" => order = Some("DMY"),
+                "mdy" | "us" => order = Some("MDY"),
+                _ if word.starts_with("sql") => format = Some("SQL"),
+                _ if word.starts_with("postgres") => format = Some("Postgres"),
+                _ if word.starts_with("euro") => order = Some("DMY"),
+                _ if word.starts_with("noneuro") => order = Some("MDY"),
+                _ => return None,
+            }
+        }
+        Some((format, order))
+    }
+    let (Some(new_halves), Some(old_halves)) = (halves(new), old.and_then(halves)) else {
+        return new.to_owned();
+    };
+    let (format, order) = (new_halves.0.or(old_halves.0), new_halves.1.or(old_halves.1));
+    format.into_iter().chain(order).collect::<Vec<_>>().join(", ")
+}
+
+/// The statement that sets `name` for the session, or with `is_local` its transaction.
+pub fn set_statement(name: &str, value: &str, is_local: bool) -> String {
     let (name, value) = (quote_literal(name), quote_literal(value));
-    format!("SELECT pg_catalog.set_config({name}, {value}, false)")
+    format!("SELECT pg_catalog.set_config({name}, {value}, {is_local})")
 }
 
 fn push(sql: &mut String, statement: &str) {
@@ -301,7 +406,7 @@ pub fn quote_literal(text: &str) -> String {
 }
 
 /// A setting's name, each part quoted: `app."x"`.
-fn quote_name(name: &str) -> String {
+pub fn quote_name(name: &str) -> String {
     let parts: Vec<_> =
         name.split('.').map(|part| format!("\"{}\"", part.replace('"', "\"\""))).collect();
     parts.join(".")
@@ -422,6 +527,60 @@ mod tests {
         assert_eq!(**ledger.settings(), map(&[("role", "nurse"), ("work_mem", "4MB")]));
         ledger.discard_all();
         assert_eq!(**ledger.settings(), map(&[("work_mem", "4MB")]));
+    }
+
+    #[test]
+    fn half_a_date_style_keeps_the_other_half() {
+        for (old, new, want) in [
+            (None, "DMY", "DMY"),
+            (Some("DMY"), "ISO", "ISO, DMY"),
+            (Some("ISO, MDY"), "SQL, European", "SQL, DMY"),
+            (Some("ISO, YMD"), "German", "German, DMY"),
+            (Some("SQL, DMY"), "us", "SQL, MDY"),
+            (Some("ISO"), "default", "default"),
+        ] {
+            assert_eq!(merge_date_style(old, new), want, "{old:?} {new}");
+        }
+    }
+
+    #[test]
+    fn the_role_is_settled_last_and_undone_first() {
+        let sql = |have: &[_], want: &[_]| replay(&map(have), &map(want)).unwrap_or_default();
+        let role = sql(&[("role", "a"), ("work_mem", "1")], &[("role", "b"), ("work_mem", "2")]);
+        let steps: Vec<_> = role.split("; ").collect();
+        assert!(steps[0] == "RESET role" && steps[2].contains("'role', 'b'"), "{role}");
+        let user = sql(&[("role", "a")], &[("role", "a"), ("session_authorization", "u")]);
+        let steps: Vec<_> = user.split("; ").collect();
+        assert!(steps[1].contains("authorization") && steps[2].contains("'role', 'a'"), "{user}");
+        let style = sql(&[("datestyle", "SQL, DMY")], &[("datestyle", "ISO")]);
+        assert!(style.starts_with("RESET \"datestyle\"; "), "{style}");
+    }
+
+    #[test]
+    fn session_authorization_ends_the_role() {
+        let mut ledger = ledger();
+        ledger.set("role", "nurse");
+        ledger.set("session_authorization", "app");
+        assert_eq!(ledger.value("role"), None);
+        ledger.rollback();
+        ledger.set("role", "nurse");
+        ledger.reset("session_authorization");
+        assert_eq!(ledger.value("role"), None);
+    }
+
+    #[test]
+    fn the_log_grows_with_savepoints_only() {
+        let mut ledger = ledger();
+        for n in 0..1_000 {
+            ledger.savepoint("s");
+            ledger.set("a", &n.to_string());
+            ledger.set_local("search_path", Some("x"));
+            ledger.release("s");
+        }
+        assert!(ledger.log.len() < 5, "{}", ledger.log.len());
+        ledger.rollback();
+        assert!(!ledger.settings().contains_key("a"));
+        assert_eq!(ledger.value("search_path"), None);
     }
 
     #[test]

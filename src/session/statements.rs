@@ -15,13 +15,15 @@ use quick_cache::sync::Cache;
 use crate::server::StatementId;
 use crate::sql::{self, Analysis, Analyzer, Catalog, Context, Effect, KeySource, SettingValue};
 
-/// What names mean to a session: part of a statement's identity.
+/// What names and literals mean to a session: part of a statement's identity.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub struct Names {
     /// search_path as set.
     pub search_path: String,
     /// The role that `$user` stands for.
     pub role: String,
+    /// Settings that decide what its literals mean, where they differ from the server's.
+    pub literals: String,
 }
 
 /// A statement that any client may have prepared.

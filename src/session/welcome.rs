@@ -181,8 +181,16 @@ async fn check(
     let want = Want { shard: None, role: Role::Primary, hospital: None, written_at: 1 };
     let mut checkout =
         services.pools.checkout(pools, want).await.map_err(|error| error.to_reply())?;
-    let (quoted, literal) = (params::quote_literal(name), params::quote_literal(value));
-    let sql = format!("SELECT pg_catalog.set_config({quoted}, {literal}, true)");
+    // What the last client left would complete a half DateStyle, or forbid a role.
+    let server = &mut *checkout.server;
+    let base = Arc::<SettingsMap>::default();
+    if let Some(sql) = params::replay(&server.settings, &base) {
+        match server.run(&sql).await {
+            Ok(Ok(())) => server.settings = base,
+            _ => return Err(refusals::not_ready()),
+        }
+    }
+    let sql = params::set_statement(name, value, true);
     match checkout.server.run_collect(&sql).await {
         Ok(Ok(rows)) => {
             let canonical = rows.into_iter().flatten().next().unwrap_or_default();

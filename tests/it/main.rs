@@ -12,6 +12,8 @@ mod fleet;
 mod functions;
 mod hostile;
 mod keys_hold;
+mod kills;
+mod leaks;
 mod local;
 mod login_transcripts;
 mod operations;
