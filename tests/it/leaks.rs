@@ -169,7 +169,8 @@ fn round(scene: &Scene, seed: u64) {
             continue;
         }
         let pair = &mut pairs[at];
-        if dice.one_in(40) {
+        // A login may have to try its settings on a server.
+        if !other_holds && dice.one_in(40) {
             *pair = Pair::new(pair.name, scene, STARTUPS[dice.below(4)], &mut dice);
             continue;
         }
@@ -207,9 +208,14 @@ impl Pair {
             }
             body.push(0);
             raw.send(&packet(&[&0x0003_0000u32.to_be_bytes(), &body]));
-            let messages = raw.until(b'Z').expect("a login");
-            assert!(messages.iter().all(|m| m.tag != b'E'), "{startup:?}: {messages:?}");
-            raw
+            loop {
+                let message = raw.message().expect("a login within the time");
+                let told = String::from_utf8_lossy(&message.body);
+                assert_ne!(message.tag, b'E', "{port} {startup:?}: {told}");
+                if message.tag == b'Z' {
+                    return raw;
+                }
+            }
         };
         Self {
             name,
@@ -319,6 +325,11 @@ impl Pair {
         if self.status == b'I' {
             return dice.pick(&["BEGIN", "BEGIN", "BEGIN", "COMMIT", "ROLLBACK", "SAVEPOINT a"]);
         }
+        // Before it has a server, a chained block takes the defaults anew.
+        let is_chained = self.holds && dice.one_in(5);
+        if is_chained {
+            return dice.pick(&["COMMIT AND CHAIN", "ROLLBACK AND CHAIN"]);
+        }
         dice.pick(&[
             "COMMIT",
             "ROLLBACK",
@@ -328,8 +339,6 @@ impl Pair {
             "ROLLBACK TO b",
             "RELEASE a",
             "RELEASE b",
-            "COMMIT AND CHAIN",
-            "ROLLBACK AND CHAIN",
             "BEGIN",
         ])
     }
