@@ -259,17 +259,14 @@ impl Session {
         Ok(())
     }
 
-    /// RESET on a server that is held: it goes back to a default of its own, the session to the value that it
-    /// began with (with `is_local`: to the default that it learnt). Where names depend on it, and the
-    /// transaction goes on, the two must be one.
-    pub(super) fn check_reset(&self, name: &str, is_local: bool) -> Result<(), ErrorReply> {
+    /// RESET on a server that is held takes the setting to the server's own default. What the session
+    /// began with is set again behind the request; a default that the session learnt otherwise is
+    /// not, so where names depend on it the two must be one.
+    pub(super) fn check_reset(&self, name: &str) -> Result<(), ErrorReply> {
         let Some(attached) = &self.attached else { return Ok(()) };
-        let has_other_path =
-            name == "search_path" && attached.checkout.server.default_path != self.default_path;
-        let has_begun_with = !is_local && self.ledger.startup().contains_key(name);
-        if params::is_of_names(name) && (has_begun_with || has_other_path) {
+        if name == "search_path" && attached.checkout.server.default_path != self.default_path {
             return Err(refusals::unsupported(
-                &format!("resetting {name} in a transaction"),
+                "resetting search_path in a transaction",
                 "SET it to the value that you mean, or reset it outside.",
             ));
         }

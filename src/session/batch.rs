@@ -98,6 +98,8 @@ struct Batch {
     snapshot: Arc<Snapshot>,
     steps: Vec<Step>,
     end: usize,
+    /// It ends with its Sync. Where it does not, what follows may still undo it.
+    is_synced: bool,
     route: Option<Route>,
     needs_server: bool,
     has_sync: bool,
@@ -117,11 +119,12 @@ struct Batch {
 }
 
 impl Batch {
-    fn new(snapshot: Arc<Snapshot>, end: usize) -> Self {
+    fn new(snapshot: Arc<Snapshot>, end: usize, is_synced: bool) -> Self {
         Self {
             snapshot,
             steps: Vec::with_capacity(STEPS_USUAL),
             end,
+            is_synced,
             route: None,
             needs_server: false,
             has_sync: false,
@@ -221,15 +224,15 @@ impl Session {
         if self.is_skipping {
             return self.skip(limit).await;
         }
-        let Some(end) = self.batch_end(limit)? else { return Ok(false) };
+        let Some((end, is_synced)) = self.batch_end(limit)? else { return Ok(false) };
         let loss = self.loss.take();
-        let mut batch = Batch::new(self.services.catalog.current(), end);
+        let mut batch = Batch::new(self.services.catalog.current(), end, is_synced);
         let mut looked = self.look_at_batch(&mut batch);
         if let Err(Trouble::Unknown(_)) = &looked
             && self.refresh_catalog().await
         {
             self.take_back_names(batch.named, 0);
-            batch = Batch::new(self.services.catalog.current(), end);
+            batch = Batch::new(self.services.catalog.current(), end, is_synced);
             looked = self.look_at_batch(&mut batch);
         }
         if let Some(loss) = loss
@@ -251,23 +254,24 @@ impl Session {
 
     /// Where the gathered batch ends: behind a Sync or Flush, before a message of another kind,
     /// or behind the last whole message once the bound is reached.
-    fn batch_end(&self, limit: usize) -> Result<Option<usize>, End> {
+    fn batch_end(&self, limit: usize) -> Result<Option<(usize, bool)>, End> {
         let input = self.input.as_slice();
         let bound = self.services.config.load().routing.batch_bytes_max;
-        let mut at = 0;
+        let (mut at, mut is_synced) = (0, false);
         loop {
             match wire::header(&input[at..], limit) {
                 Err(error) => return Err(End::Fatal(violation(&error))),
                 Ok(Some(header)) if at + header.total <= input.len() => {
                     if !is_member(header.tag) {
-                        return Ok(Some(at));
+                        return Ok(Some((at, is_synced)));
                     }
                     at += header.total;
+                    is_synced = header.tag == tag::SYNC;
                     if matches!(header.tag, tag::SYNC | tag::FLUSH) {
-                        return Ok(Some(at));
+                        return Ok(Some((at, is_synced)));
                     }
                 }
-                Ok(_) if input.len() >= bound && at > 0 => return Ok(Some(at)),
+                Ok(_) if input.len() >= bound && at > 0 => return Ok(Some((at, is_synced))),
                 Ok(_) => return Ok(None),
             }
         }
@@ -447,8 +451,9 @@ impl Session {
 
     /// Where a statement is answered, as far as it says by itself.
     fn place(&self, batch: &Batch, kept: &Kept) -> Place {
-        // Behind what a server runs, a setting is the server's too: their order counts.
-        let is_served = self.attached.is_some() || batch.needs_server;
+        // Behind what a server runs, a setting is the server's too: their order counts. And so is
+        // one that what follows, before the Sync, may still undo.
+        let is_served = self.attached.is_some() || batch.needs_server || !batch.is_synced;
         match kept.analysis.statements.as_slice() {
             [only] if matches!(only.effect, Effect::Transaction(_)) => Place::Control,
             [only] if self.is_local(only, is_served) => Place::Local,

@@ -170,7 +170,7 @@ impl Run {
                         continue;
                     }
                     if value.is_none() {
-                        session.check_reset(&setting.name, setting.is_local)?;
+                        session.check_reset(&setting.name)?;
                     }
                     self.is_opaque |= value.is_none()
                         && !setting.is_local
@@ -182,12 +182,12 @@ impl Run {
                 Confirmed::Set(changes)
             }
             Effect::Reset(name) => {
-                session.check_reset(name, false)?;
+                session.check_reset(name)?;
                 let change = Change { name: name.clone(), value: None, is_local: false };
                 Confirmed::Set(vec![change])
             }
             Effect::ResetAll => {
-                session.check_reset("search_path", false)?;
+                session.check_reset("search_path")?;
                 Confirmed::ResetAll
             }
             Effect::Transaction(control) => {
@@ -416,6 +416,15 @@ impl Session {
         let is_control = |s: &crate::sql::Statement| matches!(s.effect, Effect::Transaction(_));
         if has_failed && !analysis.statements.iter().all(is_control) {
             return Err(refusals::in_failed_transaction());
+        }
+        // Set again behind the request only; until then names mean something else on the server.
+        let is_between =
+            |attached: &Attached| attached.resets.iter().any(|name| params::is_of_names(name));
+        if self.attached.as_deref().is_some_and(is_between) {
+            return Err(refusals::unsupported(
+                "a statement behind RESET in one batch",
+                "Send Sync behind the RESET.",
+            ));
         }
         Ok(())
     }
