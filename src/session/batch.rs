@@ -98,6 +98,8 @@ struct Batch {
     closed: Vec<Box<[u8]>>,
     /// A member changes the meaning of names, and the server has yet to confirm it.
     changes_names: bool,
+    /// Transaction control is among its members.
+    has_control: bool,
     /// BEGIN is among its members.
     begins: Option<TransactionModes>,
     /// The settings before its first statement that was answered here.
@@ -198,12 +200,16 @@ impl Session {
         let Some(end) = self.batch_end(limit)? else { return Ok(false) };
         let loss = self.loss.take();
         let mut batch = Batch::new(self.services.catalog.current(), end);
+        let before = self.ledger_before.take();
+        batch.ledger_before.clone_from(&before);
         let mut looked = self.look_at_batch(&mut batch);
         if let Err(Trouble::Unknown(_)) = &looked
             && self.refresh_catalog().await
         {
-            self.take_back_names(batch.named, 0);
+            self.take_back_names(std::mem::take(&mut batch.named), 0);
+            self.take_back_settings(&mut batch);
             batch = Batch::new(self.services.catalog.current(), end);
+            batch.ledger_before = before;
             looked = self.look_at_batch(&mut batch);
         }
         if let Some(loss) = loss
@@ -421,8 +427,15 @@ impl Session {
 
     /// Where a statement is answered, as far as it says by itself.
     fn place(&self, batch: &Batch, kept: &Kept) -> Place {
-        // Behind what a server runs, a setting is the server's too: their order counts.
-        let is_served = self.attached.is_some() || batch.needs_server;
+        // Behind what a server runs, or what begins or ends a block, a setting is the server's: their
+        // order counts. So is a RESET that is rolled back with the batch.
+        let resets = |only: &crate::sql::Statement| {
+            matches!(only.effect, Effect::Reset(_) | Effect::ResetAll)
+        };
+        let is_served = self.attached.is_some()
+            || batch.needs_server
+            || batch.has_control
+            || (matches!(self.block, Block::None) && kept.analysis.statements.iter().all(resets));
         match kept.analysis.statements.as_slice() {
             [only] if matches!(only.effect, Effect::Transaction(_)) => Place::Control,
             [only] if self.is_local(only, is_served) => Place::Local,
@@ -485,6 +498,7 @@ impl Session {
             Place::Server => StepKind::Bind(statement),
             Place::Local => StepKind::Local(Message::Bind, local(backend::write_bind_complete)),
             Place::Control => {
+                batch.has_control = true;
                 if let Some(Effect::Transaction(Transaction::Begin(modes))) =
                     kept.analysis.statements.first().map(|statement| &statement.effect)
                 {
@@ -775,6 +789,8 @@ impl Session {
                             self.take_back_settings(&mut batch);
                         }
                         self.is_skipping = running.ready.is_none() || run.is_own_batch;
+                    } else if !batch.has_sync {
+                        self.ledger_before = batch.ledger_before.take();
                     }
                     self.restore_startup(&mut attached, &running).await;
                     self.settle(attached, &run, running);
@@ -843,6 +859,9 @@ impl Session {
             }
         }
         self.input.advance(batch.end);
+        if !batch.has_sync {
+            self.ledger_before = batch.ledger_before;
+        }
     }
 
     /// One message of transaction control that no server needs to hear.
