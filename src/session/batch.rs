@@ -98,8 +98,6 @@ struct Batch {
     snapshot: Arc<Snapshot>,
     steps: Vec<Step>,
     end: usize,
-    /// It ends with its Sync. Where it does not, what follows may still undo it.
-    is_synced: bool,
     route: Option<Route>,
     needs_server: bool,
     has_sync: bool,
@@ -112,6 +110,8 @@ struct Batch {
     closed: Vec<Box<[u8]>>,
     /// A member changes the meaning of names, and the server has yet to confirm it.
     changes_names: bool,
+    /// Transaction control is among its members.
+    has_control: bool,
     /// BEGIN is among its members.
     begins: Option<TransactionModes>,
     /// The settings before its first statement that was answered here.
@@ -119,12 +119,11 @@ struct Batch {
 }
 
 impl Batch {
-    fn new(snapshot: Arc<Snapshot>, end: usize, is_synced: bool) -> Self {
+    fn new(snapshot: Arc<Snapshot>, end: usize) -> Self {
         Self {
             snapshot,
             steps: Vec::with_capacity(STEPS_USUAL),
             end,
-            is_synced,
             route: None,
             needs_server: false,
             has_sync: false,
@@ -133,6 +132,7 @@ impl Batch {
             bound: Vec::new(),
             closed: Vec::new(),
             changes_names: false,
+            has_control: false,
             begins: None,
             ledger_before: None,
         }
@@ -224,15 +224,19 @@ impl Session {
         if self.is_skipping {
             return self.skip(limit).await;
         }
-        let Some((end, is_synced)) = self.batch_end(limit)? else { return Ok(false) };
+        let Some(end) = self.batch_end(limit)? else { return Ok(false) };
         let loss = self.loss.take();
-        let mut batch = Batch::new(self.services.catalog.current(), end, is_synced);
+        let mut batch = Batch::new(self.services.catalog.current(), end);
+        let before = self.ledger_before.take();
+        batch.ledger_before.clone_from(&before);
         let mut looked = self.look_at_batch(&mut batch);
         if let Err(Trouble::Unknown(_)) = &looked
             && self.refresh_catalog().await
         {
-            self.take_back_names(batch.named, 0);
-            batch = Batch::new(self.services.catalog.current(), end, is_synced);
+            self.take_back_names(std::mem::take(&mut batch.named), 0);
+            self.take_back_settings(&mut batch);
+            batch = Batch::new(self.services.catalog.current(), end);
+            batch.ledger_before = before;
             looked = self.look_at_batch(&mut batch);
         }
         if let Some(loss) = loss
@@ -254,24 +258,23 @@ impl Session {
 
     /// Where the gathered batch ends: behind a Sync or Flush, before a message of another kind,
     /// or behind the last whole message once the bound is reached.
-    fn batch_end(&self, limit: usize) -> Result<Option<(usize, bool)>, End> {
+    fn batch_end(&self, limit: usize) -> Result<Option<usize>, End> {
         let input = self.input.as_slice();
         let bound = self.services.config.load().routing.batch_bytes_max;
-        let (mut at, mut is_synced) = (0, false);
+        let mut at = 0;
         loop {
             match wire::header(&input[at..], limit) {
                 Err(error) => return Err(End::Fatal(violation(&error))),
                 Ok(Some(header)) if at + header.total <= input.len() => {
                     if !is_member(header.tag) {
-                        return Ok(Some((at, is_synced)));
+                        return Ok(Some(at));
                     }
                     at += header.total;
-                    is_synced = header.tag == tag::SYNC;
                     if matches!(header.tag, tag::SYNC | tag::FLUSH) {
-                        return Ok(Some((at, is_synced)));
+                        return Ok(Some(at));
                     }
                 }
-                Ok(_) if input.len() >= bound && at > 0 => return Ok(Some((at, is_synced))),
+                Ok(_) if input.len() >= bound && at > 0 => return Ok(Some(at)),
                 Ok(_) => return Ok(None),
             }
         }
@@ -451,9 +454,15 @@ impl Session {
 
     /// Where a statement is answered, as far as it says by itself.
     fn place(&self, batch: &Batch, kept: &Kept) -> Place {
-        // Behind what a server runs, a setting is the server's too: their order counts. And so is
-        // one that what follows, before the Sync, may still undo.
-        let is_served = self.attached.is_some() || batch.needs_server || !batch.is_synced;
+        // Behind what a server runs, or what begins or ends a block, a setting is the server's: their
+        // order counts. So is a RESET that is rolled back with the batch.
+        let resets = |only: &crate::sql::Statement| {
+            matches!(only.effect, Effect::Reset(_) | Effect::ResetAll)
+        };
+        let is_served = self.attached.is_some()
+            || batch.needs_server
+            || batch.has_control
+            || (matches!(self.block, Block::None) && kept.analysis.statements.iter().all(resets));
         match kept.analysis.statements.as_slice() {
             [only] if matches!(only.effect, Effect::Transaction(_)) => Place::Control,
             [only] if self.is_local(only, is_served) => Place::Local,
@@ -524,6 +533,7 @@ impl Session {
             Place::Server => StepKind::Bind(statement),
             Place::Local => StepKind::Local(Message::Bind, BIND_COMPLETE),
             Place::Control => {
+                batch.has_control = true;
                 if let Some(Effect::Transaction(Transaction::Begin(modes))) =
                     kept.analysis.statements.first().map(|statement| &statement.effect)
                 {
@@ -845,6 +855,8 @@ impl Session {
                             self.take_back_settings(&mut batch);
                         }
                         self.is_skipping = running.ready.is_none() || run.is_own_batch;
+                    } else if !batch.has_sync {
+                        self.ledger_before = batch.ledger_before.take();
                     }
                     self.restore_startup(&mut attached, &running).await;
                     self.settle(attached, &run, running);
@@ -913,6 +925,9 @@ impl Session {
             }
         }
         self.input.advance(batch.end);
+        if !batch.has_sync {
+            self.ledger_before = batch.ledger_before;
+        }
     }
 
     /// One message of transaction control that no server needs to hear.

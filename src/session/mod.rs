@@ -108,6 +108,8 @@ pub struct Session {
     skip_bytes: usize,
     /// The server of the open transaction died while nothing ran: the next request is told.
     loss: Option<Box<ErrorReply>>,
+    /// The settings before the open batch: pieces of it were answered here, and it may fail yet.
+    ledger_before: Option<Box<Ledger>>,
 }
 
 /// A server that the session holds.
@@ -272,6 +274,7 @@ impl Session {
             self.input.advance(total);
             return Ok(());
         }
+        self.ledger_before = None;
         if let Some(loss) = self.loss.take()
             && !self.is_rollback(total)
         {

@@ -57,6 +57,8 @@ struct Pair {
     status: u8,
     /// In its block something needed a server.
     holds: bool,
+    /// As its scene.
+    is_strict: bool,
     /// A batch is open: no Sync since.
     is_unsynced: bool,
     /// What was sent, for a failure.
@@ -147,7 +149,8 @@ fn play(scene: &Scene) {
     }
     let rounds = number("LEAK_ROUNDS").unwrap_or(u64::MAX);
     let deadline = (rounds == u64::MAX).then(|| Instant::now() + PLAIN_RUN);
-    let first = u64::from(rand::random::<u32>());
+    // The same rounds each time, so that a failure is a change's; `LEAK_ROUNDS` looks for new ones.
+    let first = if rounds == u64::MAX { 1 } else { u64::from(rand::random::<u32>()) };
     let mut played = 0;
     while played < rounds && deadline.is_none_or(|deadline| Instant::now() < deadline) {
         round(scene, first + played);
@@ -171,6 +174,10 @@ fn round(scene: &Scene, seed: u64) {
         let pair = &mut pairs[at];
         // A login may have to try its settings on a server.
         if !other_holds && dice.one_in(40) {
+            // It dies where it is, perhaps in a block, and another takes its place.
+            for raw in [&pair.ward, &pair.twin] {
+                drop(raw.stream.shutdown(std::net::Shutdown::Both));
+            }
             *pair = Pair::new(pair.name, scene, STARTUPS[dice.below(4)], &mut dice);
             continue;
         }
@@ -225,6 +232,7 @@ impl Pair {
             hospital: scene.hospitals[dice.below(2)],
             status: b'I',
             holds: false,
+            is_strict: scene.is_strict,
             is_unsynced: false,
             sent: Vec::new(),
         }
@@ -326,7 +334,7 @@ impl Pair {
             return dice.pick(&["BEGIN", "BEGIN", "BEGIN", "COMMIT", "ROLLBACK", "SAVEPOINT a"]);
         }
         // Before it has a server, a chained block takes the defaults anew.
-        let is_chained = self.holds && dice.one_in(5);
+        let is_chained = self.holds && !self.is_strict && dice.one_in(5);
         if is_chained {
             return dice.pick(&["COMMIT AND CHAIN", "ROLLBACK AND CHAIN"]);
         }
