@@ -19,6 +19,9 @@ const A: &str = "aaaaaaaa-aaaa-4aaa-8aaa-aaaaaaaaaaaa";
 const B: &str = "bbbbbbbb-bbbb-4bbb-8bbb-bbbbbbbbbbbb";
 const C: &str = "cccccccc-cccc-4ccc-8ccc-cccccccccccc";
 
+/// The hospitals of these databases.
+pub(crate) const HOSPITALS: [&str; 3] = [A, B, C];
+
 /// Random statements per run; `KEYS_HOLD=100000` tries more.
 const STATEMENTS: u64 = 3000;
 
@@ -51,7 +54,7 @@ fn rows(hospital: &str, n: i32) -> String {
 }
 
 /// A connection to a new database with the rows of `hospitals`.
-async fn database(name: &str, hospitals: &[&str]) -> Client {
+pub(crate) async fn database(name: &str, hospitals: &[&str]) -> Client {
     let primary = &shards().primary;
     primary.psql("postgres", &format!("CREATE DATABASE {name}")).expect("a database");
     let mut set_up = TABLES.to_owned();
@@ -72,7 +75,7 @@ async fn database(name: &str, hospitals: &[&str]) -> Client {
     client
 }
 
-fn catalog() -> Arc<Catalog> {
+pub(crate) fn catalog() -> Arc<Catalog> {
     let table = |schema: &str, name: &str, columns: &[&str]| RelationFact {
         schema: schema.into(),
         name: name.into(),
@@ -232,7 +235,7 @@ async fn keys_hold_on_a_real_server() {
     assert!(ran > keyed / 2, "{ran} of {keyed} ran: the maker makes wrong ones");
 }
 
-fn golden_texts() -> Vec<String> {
+pub(crate) fn golden_texts() -> Vec<String> {
     let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/analyze");
     let mut texts = Vec::new();
     for entry in std::fs::read_dir(folder).expect("golden files") {

@@ -6,6 +6,7 @@ mod attacks;
 mod catalog;
 mod cli_offline;
 mod demo;
+mod differential;
 mod drivers;
 mod failures;
 mod fleet;
