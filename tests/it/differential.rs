@@ -28,7 +28,7 @@ const ROUND: usize = 64;
 
 #[tokio::test]
 async fn other_hospitals_make_no_difference() {
-    let seed = number("DIFFERENTIAL_SEED", u64::from(std::process::id()));
+    let seed = number("DIFFERENTIAL_SEED", 1);
     let time = Duration::from_secs(number("DIFFERENTIAL_SECONDS", 12));
     eprintln!("DIFFERENTIAL_SEED={seed}");
     let all = plain_plans(database("differential_all", &HOSPITALS).await).await;
