@@ -10,27 +10,10 @@ use crate::config::Config;
 use crate::fleet::Fleet;
 use crate::metrics::Metrics;
 use crate::route::explain::{explain, refusal_rows};
-use crate::route::{Block, Refusal, Rights, Role, SessionView, Values};
+use crate::route::{Block, Rights, Role, SessionView, TextValues, refuse_text};
 use crate::session::directory::State;
 use crate::shard_map::ShardMap;
-use crate::sql::{self, Context};
-
-/// The console's own look at a text: literals, no parameters.
-struct TextValues<'a>(&'a sql::lexer::Lexed<'a>);
-
-impl Values for TextValues<'_> {
-    fn param(&self, _n: u16) -> Option<(i16, Option<&[u8]>)> {
-        None
-    }
-
-    fn literal(&self, slot: u16) -> Option<std::borrow::Cow<'_, str>> {
-        self.0.literal(slot)
-    }
-
-    fn hint(&self) -> Result<Option<&str>, ()> {
-        self.0.hint()
-    }
-}
+use crate::sql::Context;
 
 fn role_of(host: usize, primary: Option<usize>) -> Role {
     match primary {
@@ -197,15 +180,11 @@ impl Source for Proxy {
         };
         let rows = match self.services.analyzer.analyze(text, &context) {
             Ok(analyzed) => {
-                let values = TextValues(&analyzed.lexed);
+                let values = TextValues { lexed: &analyzed.lexed, params: &[] };
                 explain(&analyzed.analysis, &values, &view, &self.services.map.peek()).rows
             }
-            Err(error) => refusal_rows(&syntax(&error)),
+            Err(error) => refusal_rows(&refuse_text(&error)),
         };
         rows.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
     }
-}
-
-fn syntax(error: &sql::Error) -> Refusal {
-    crate::session::syntax_reply(error)
 }

@@ -449,7 +449,7 @@ impl Session {
     fn facts(&self, batch: &Batch, statement: &Statement) -> Result<Arc<Kept>, Trouble> {
         statement
             .analysis(&self.services.analyzer, &batch.snapshot.catalog)
-            .map_err(|error| Trouble::Refused(super::syntax_reply(&error)))
+            .map_err(|error| Trouble::Refused(crate::route::refuse_text(&error)))
     }
 
     /// Where a statement is answered, as far as it says by itself.

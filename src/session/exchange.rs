@@ -17,7 +17,7 @@ use crate::catalog::Snapshot;
 use crate::config::Consistency;
 use crate::metrics::{Fallback, ServerRole};
 use crate::pool::{self, Want};
-use crate::route::{Bound, Role, Route, Values, refusals};
+use crate::route::{Bound, Role, Route, TextValues, Values, refusals, refuse_text};
 use crate::server::{self, Copy, Expect, Message, Reply, ServerConn, ServerError};
 use crate::shard_map::{HospitalId, ShardId};
 use crate::sql::{Access, Analysis, Effect, Transaction};
@@ -269,23 +269,6 @@ impl From<ErrorReply> for Unattached {
     }
 }
 
-/// The values of a simple Query: literals only.
-struct QueryValues<'a>(&'a crate::sql::lexer::Lexed<'a>);
-
-impl Values for QueryValues<'_> {
-    fn param(&self, _n: u16) -> Option<(i16, Option<&[u8]>)> {
-        None
-    }
-
-    fn literal(&self, slot: u16) -> Option<std::borrow::Cow<'_, str>> {
-        self.0.literal(slot)
-    }
-
-    fn hint(&self) -> Result<Option<&str>, ()> {
-        self.0.hint()
-    }
-}
-
 enum Look {
     Empty,
     Local(crate::sql::Statement, String),
@@ -322,8 +305,12 @@ impl Session {
                 let analyzed = services
                     .analyzer
                     .analyze(&text, &context)
-                    .map_err(|error| super::syntax_reply(&error))?;
-                let local = self.answer(&statement, &QueryValues(&analyzed.lexed), &text)?;
+                    .map_err(|error| refuse_text(&error))?;
+                let local = self.answer(
+                    &statement,
+                    &TextValues { lexed: &analyzed.lexed, params: &[] },
+                    &text,
+                )?;
                 local.write_query_result(self.output.tail());
                 Ok(Plan::Answered)
             }
@@ -348,7 +335,7 @@ impl Session {
             .services
             .analyzer
             .analyze(sql, &context)
-            .map_err(|error| plain(super::syntax_reply(&error)))?;
+            .map_err(|error| plain(refuse_text(&error)))?;
         let analysis = &*analyzed.analysis;
         let is_attached = self.attached.is_some();
         if analysis.statements.is_empty() && !is_attached {
@@ -383,7 +370,7 @@ impl Session {
             _ => {}
         }
         let is_unknown = analysis.statements.iter().any(|s| s.unknown_names);
-        let values = QueryValues(&analyzed.lexed);
+        let values = TextValues { lexed: &analyzed.lexed, params: &[] };
         let route = self
             .decide(&snapshot, analysis, &values, None)
             .map_err(|refusal| (refusal, is_unknown))?;

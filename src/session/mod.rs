@@ -393,20 +393,6 @@ pub(crate) fn violation(error: &wire::Error) -> ErrorReply {
         .with_hint("check the client's driver; the connection is closed")
 }
 
-/// The parser's own words.
-pub(crate) fn syntax_reply(error: &crate::sql::Error) -> ErrorReply {
-    match error {
-        crate::sql::Error::Syntax { message, position } => {
-            let reply = ErrorReply::error(sqlstate::SYNTAX_ERROR, message.clone());
-            ErrorReply { position: *position, ..reply }
-        }
-        crate::sql::Error::TooComplex => {
-            ErrorReply::error(sqlstate::STATEMENT_TOO_COMPLEX, "statement is too complex")
-                .with_hint("nest it less deeply, or split it")
-        }
-    }
-}
-
 /// The SQL text of a Query or Parse, which must be UTF-8.
 fn utf8(sql: &[u8]) -> Result<&str, ErrorReply> {
     std::str::from_utf8(sql).map_err(|_| {
