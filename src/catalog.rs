@@ -126,9 +126,11 @@ const FUNCTIONS: &str = concat!(
     " ORDER BY 1, 2 LIMIT $1"
 );
 
+/// Without those of temporary tables: they come and go with other sessions.
 const TYPES: &str = concat!(
     "SELECT n.nspname::text, t.typname::text, t.oid
-    FROM pg_type t JOIN pg_namespace n ON n.oid = t.typnamespace WHERE ",
+    FROM pg_type t JOIN pg_namespace n ON n.oid = t.typnamespace
+    WHERE n.nspname !~ '^pg_(toast_)?temp_' AND ",
     is_users!("t.oid"),
     " ORDER BY 1, 2 LIMIT $1"
 );
