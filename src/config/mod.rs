@@ -123,7 +123,7 @@ pub struct Pool {
     pub max_client_statements: usize,
     /// Clients that may wait for one pool; one more gets 53300.
     pub max_waiting: usize,
-    /// Seconds for which a server whose client vanished may finish its answer before it is closed.
+    /// Seconds that the cancel of what runs for a vanished client may take to reach its server.
     pub cancel_wait_timeout: f64,
 }
 
@@ -149,7 +149,8 @@ pub struct Routing {
     pub max_replica_lag_ms: u64,
     /// How a replica is chosen among those that are fresh enough.
     pub replica_choice: ReplicaChoice,
-    /// Region of this pgward; its replicas are taken first. Empty: no preference.
+    /// Region of this pgward, one of the map's; empty: none. Checked and kept, and without effect as
+    /// long as all hosts of a shard are in the shard's region.
     pub region: String,
     /// Bytes of a batch (Parse, Bind, ... before Sync) gathered before its shard is chosen.
     pub batch_bytes_max: usize,

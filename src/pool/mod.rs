@@ -307,7 +307,7 @@ impl Pools {
         let shard = pools.shards.get(usize::from(id.0))?;
         let state = shard.state.as_ref()?;
         let replica = match want.role {
-            Role::Replica => self.pick_replica(&self.settings.load(), pools, shard, state, &want),
+            Role::Replica => self.pick_replica(&self.settings.load(), shard, state, &want),
             Role::Primary => None,
         };
         let (host, role) = match replica {
@@ -351,7 +351,7 @@ impl Pools {
         let state = shard.state.as_ref().ok_or(Error::NoShard(id))?;
         let settings = self.settings.load();
         if want.role == Role::Replica
-            && let Some(host) = self.pick_replica(&settings, pools, shard, state, &want)
+            && let Some(host) = self.pick_replica(&settings, shard, state, &want)
         {
             match self.borrow(&settings, pools, shard, host, want.hospital).await {
                 Ok(server) => return Ok(Checkout { server, shard: id, host, role: Role::Replica }),
@@ -430,7 +430,6 @@ impl Pools {
     fn pick_replica(
         &self,
         settings: &Settings,
-        pools: &UserPools,
         shard: &ShardPools,
         state: &ShardState,
         want: &Want,
@@ -465,17 +464,13 @@ impl Pools {
                     (borrowed, (host + turn) % count)
                 })
             }
-            ReplicaChoice::HospitalAffinity => affine_host(pools, want.hospital, hosts.collect()),
+            ReplicaChoice::HospitalAffinity => affine_host(want.hospital, hosts.collect()),
         }
     }
 }
 
 /// The replica that a hospital's reads stay on: the hash ring of the fit ones (crate hashring).
-fn affine_host(
-    _pools: &UserPools,
-    hospital: Option<HospitalId>,
-    hosts: Vec<usize>,
-) -> Option<usize> {
+fn affine_host(hospital: Option<HospitalId>, hosts: Vec<usize>) -> Option<usize> {
     let Some(hospital) = hospital else { return hosts.first().copied() };
     let mut ring = hashring::HashRing::new();
     for host in hosts {

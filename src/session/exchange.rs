@@ -742,7 +742,7 @@ impl Session {
         let relayed =
             std::future::poll_fn(|cx| self.poll_relay(cx, attached, running, until, kept)).await;
         if relayed.is_err() {
-            Box::pin(abandon(attached, &self.client)).await;
+            Box::pin(abandon(attached, &self.client, CANCEL_TIMEOUT)).await;
         }
         relayed
     }
@@ -1339,12 +1339,12 @@ fn give_back(checkout: pool::Checkout, client: &Client) {
 
 /// The client has gone: what runs for it is cancelled. Its server may be dropped then, which closes
 /// it unless it is clean.
-pub(super) async fn abandon(attached: &Attached, client: &Arc<Client>) {
+pub(super) async fn abandon(attached: &Attached, client: &Arc<Client>, timeout: Duration) {
     let server = &attached.checkout.server;
     if !server.pipeline().is_empty()
         && let Some(peer) = server.peer
     {
-        drop(server::login::send_cancel(peer, server.pid, &server.key, CANCEL_TIMEOUT).await);
+        drop(server::login::send_cancel(peer, server.pid, &server.key, timeout).await);
     }
     if let Some(hold) = client.on_detach() {
         hold.cancels_done().await;

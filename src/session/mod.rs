@@ -155,7 +155,9 @@ impl Session {
             drop(tokio::time::timeout(std::time::Duration::from_secs(1), farewell).await);
         }
         if let Some(attached) = self.attached.take() {
-            Box::pin(exchange::abandon(&attached, &self.client)).await;
+            let timeout = self.services.config.load().pool.cancel_wait_timeout;
+            let timeout = std::time::Duration::from_secs_f64(timeout);
+            Box::pin(exchange::abandon(&attached, &self.client, timeout)).await;
         }
     }
 
