@@ -119,6 +119,33 @@ pub enum Stream {
     Memory(Box<tokio::io::DuplexStream>),
 }
 
+/// How a client is connected: what rules for its login may look at.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Origin {
+    /// Its address; `None` over a Unix socket or a pipe.
+    pub peer: Option<SocketAddr>,
+    /// Over TLS, with what the handshake has shown.
+    pub tls: Option<TlsFacts>,
+}
+
+/// What a TLS handshake has shown.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct TlsFacts {
+    /// Of the client's certificate, where it gave one that is trusted.
+    pub client_certificate: Option<CertificateNames>,
+    /// Hash of pgward's own certificate (RFC 5929, `tls-server-end-point`), for channel binding.
+    pub server_end_point: Vec<u8>,
+}
+
+/// Names in a certificate that its authority vouches for.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct CertificateNames {
+    /// The subject's common name.
+    pub common_name: Option<String>,
+    /// The whole subject, as RFC 2253 writes it.
+    pub distinguished_name: String,
+}
+
 impl From<TcpStream> for Stream {
     fn from(stream: TcpStream) -> Self {
         Self::Plain(stream)
@@ -153,6 +180,11 @@ impl Stream {
             Self::Plain(tcp) => tcp.peer_addr().ok(),
             Self::Memory(_) => None,
         }
+    }
+
+    /// How its other end is connected.
+    pub fn origin(&self) -> Origin {
+        Origin { peer: self.peer(), tls: None }
     }
 
     /// Reads once into `buffer`; `Ok(0)` is the peer's end. Keeps memory only when bytes are there.
