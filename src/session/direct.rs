@@ -6,9 +6,9 @@ use std::sync::Arc;
 use std::task::Poll;
 
 use super::directory::CancelTarget;
-use super::exchange::REFUSAL_TIMEOUT;
 use super::login::Login;
 use super::params;
+use super::settle::REFUSAL_TIMEOUT;
 use super::{Services, directory::Client};
 use crate::net::{Buffer, Stream};
 use crate::pool::{Checkout, Want};

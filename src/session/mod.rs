@@ -1,18 +1,23 @@
 //! Our end of one client: reads requests, has them routed, runs them on a server, lets it go.
 //!
 //! Owns sequencing only: what a statement means is `sql`'s, where it goes is `route`'s, which
-//! host and connection is `pool`'s. [`Session::run`] is the request loop; `batch` gathers the
-//! extended protocol, `exchange` runs one request on a server, `answer` gives the answers that
-//! need none, `welcome` ends the login, `direct` is a session on one shard. Called by `proxy`.
+//! host and connection is `pool`'s. [`Session::run`] is the request loop; `query` and `batch`
+//! look at a request and say what it does (`run`), `attach` finds its server, `relay` moves its bytes,
+//! `settle` ends it; `answer` gives the answers that need no server, `welcome` ends the login, `direct`
+//! is a session on one shard. Called by `proxy`.
 
 mod answer;
+mod attach;
 mod batch;
 pub mod block;
 pub mod direct;
 pub mod directory;
-mod exchange;
 pub mod login;
 pub mod params;
+mod query;
+mod relay;
+mod run;
+mod settle;
 pub mod statements;
 pub mod welcome;
 pub mod writes;
@@ -125,7 +130,7 @@ pub(crate) struct Attached {
     /// When it was borrowed.
     since: std::time::Instant,
     /// What the statements under way do to the session, in the order of their replies.
-    effects: std::collections::VecDeque<exchange::Confirmed>,
+    effects: std::collections::VecDeque<run::Confirmed>,
     /// Names that the batch under way gave away, whose Parse may still fail.
     named: batch::GivenNames,
     /// Something failed since the last ReadyForQuery: the server skips up to Sync, and rolls back.
@@ -157,7 +162,7 @@ impl Session {
         if let Some(attached) = self.attached.take() {
             let timeout = self.services.config.load().pool.cancel_wait_timeout;
             let timeout = std::time::Duration::from_secs_f64(timeout);
-            Box::pin(exchange::abandon(&attached, &self.client, timeout)).await;
+            Box::pin(attach::abandon(&attached, &self.client, timeout)).await;
         }
     }
 
@@ -266,46 +271,6 @@ impl Session {
         self.stream.drain(&mut self.output).await.map_err(|_| End::Client)
     }
 
-    /// A simple Query of `total` bytes stands at the front of the input.
-    async fn on_query(&mut self, total: usize) -> Result<(), End> {
-        let body = &self.input.as_slice()[wire::HEADER_BYTES..total];
-        if let Err(error) = frontend::Query::read(body) {
-            return Err(End::Fatal(violation(&error)));
-        }
-        if self.is_skipping {
-            self.input.advance(total);
-            return Ok(());
-        }
-        self.ledger_before = None;
-        if let Some(loss) = self.loss.take()
-            && !self.is_rollback(total)
-        {
-            self.input.advance(total);
-            self.refuse(*loss);
-            return self.finish_refusal().await;
-        }
-        match self.plan_query(total).await {
-            Ok(exchange::Plan::Answered) => {
-                self.input.advance(total);
-                backend::write_ready_for_query(self.output.tail(), self.block.status());
-                Ok(())
-            }
-            Ok(exchange::Plan::Run(run)) => self.run_query(total, run).await,
-            Err(refusal) => {
-                self.input.advance(total);
-                self.refuse(refusal);
-                self.finish_refusal().await
-            }
-        }
-    }
-
-    /// Is the simple Query at the front of the input a ROLLBACK? It needs no word of the loss of
-    /// what it rolls back.
-    fn is_rollback(&self, total: usize) -> bool {
-        let text = &self.input.as_slice()[wire::HEADER_BYTES..total];
-        text.trim_ascii_start().get(..8).is_some_and(|word| word.eq_ignore_ascii_case(b"rollback"))
-    }
-
     /// What `decide` needs of this session.
     fn view(&self, config: &Config, attached: Option<Bound>) -> SessionView<'_> {
         SessionView {
@@ -362,7 +327,7 @@ impl Session {
     fn refuse(&mut self, refusal: ErrorReply) {
         self.services.metrics.on_refusal(refusal.sqlstate);
         match &mut self.attached {
-            Some(attached) => exchange::make_real(attached, refusal),
+            Some(attached) => attach::make_real(attached, refusal),
             None => {
                 refusal.encode(self.output.tail());
                 self.block.fail();

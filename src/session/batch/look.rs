@@ -1,0 +1,542 @@
+//! Looks at a batch before anything of it goes out: names its statements, routes each Bind, and says
+//! what the whole will do.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use bytes::BytesMut;
+
+use super::{
+    BIND_COMPLETE, Batch, BindValues, CLOSE_COMPLETE, LookedPortal, NoValues, PARSE_COMPLETE,
+    Place, Portal, Step, StepKind, Trouble,
+};
+use crate::route::{Bound, Role, Route, refusals};
+use crate::server::Message;
+use crate::session::block::Block;
+use crate::session::run::{Confirmed, Run};
+use crate::session::statements::{Kept, Statement};
+use crate::session::{Session, answer, params, utf8};
+use crate::sql::{Access, Effect, Isolation, Transaction, TransactionModes};
+use crate::wire::backend;
+use crate::wire::frontend::{Bind, Execute, Kind, Named, Parse, tag};
+use crate::wire::{self, HEADER_BYTES};
+
+/// Declared parameter types that a Parse may carry (Postgres's own limit).
+const TYPES_MAX: usize = 65_535;
+
+impl Session {
+    pub(super) fn look_at_batch(&mut self, batch: &mut Batch) -> Result<(), Trouble> {
+        batch.changes_names = self
+            .attached
+            .as_ref()
+            .is_some_and(|attached| attached.effects.iter().any(changes_names));
+        let mut at = 0;
+        while at < batch.end {
+            let Ok(Some(header)) = wire::header(&self.input.as_slice()[at..], usize::MAX) else {
+                break;
+            };
+            let frame = at..at + header.total;
+            at = frame.end;
+            self.look_at_message(batch, header.tag, frame)?;
+        }
+        Ok(())
+    }
+
+    fn look_at_message(
+        &mut self,
+        batch: &mut Batch,
+        tag: u8,
+        frame: Range<usize>,
+    ) -> Result<(), Trouble> {
+        let body = frame.start + HEADER_BYTES..frame.end;
+        let kind = match tag {
+            tag::PARSE => self.look_at_parse(batch, body)?,
+            tag::BIND => self.look_at_bind(batch, body)?,
+            tag::DESCRIBE => {
+                let named = Named::read_describe(&self.input.as_slice()[body])?;
+                match named.kind {
+                    Kind::Statement => {
+                        let statement = self.statement(named.name)?;
+                        self.look_at_describe(batch, statement)?
+                    }
+                    Kind::Portal => {
+                        let name = named.name.to_vec();
+                        self.portal_step(batch, Message::Describe, &name)?
+                    }
+                }
+            }
+            tag::EXECUTE => {
+                let execute = Execute::read(&self.input.as_slice()[body])?;
+                let name = execute.portal.to_vec();
+                self.portal_step(batch, Message::Execute, &name)?
+            }
+            tag::CLOSE => self.look_at_close(batch, body)?,
+            tag::SYNC => {
+                batch.has_sync = true;
+                StepKind::Sync
+            }
+            _ => StepKind::Flush,
+        };
+        batch.steps.push(Step { frame, kind });
+        Ok(())
+    }
+
+    fn look_at_parse(
+        &mut self,
+        batch: &mut Batch,
+        body: Range<usize>,
+    ) -> Result<StepKind, Trouble> {
+        let parse = Parse::read(&self.input.as_slice()[body])?;
+        let sql = utf8(parse.sql)?;
+        let mut types = [0u32; 32];
+        let count = parse.param_types().len();
+        let statement = if count <= types.len() {
+            parse.param_types().zip(&mut types).for_each(|(oid, slot)| *slot = oid);
+            self.services.statements.intern(sql, &types[..count], &self.names)
+        } else {
+            let types: Vec<u32> = parse.param_types().take(TYPES_MAX).collect();
+            self.services.statements.intern(sql, &types, &self.names)
+        };
+        let kept = self.facts(batch, &statement)?;
+        self.check_failed(&kept.analysis)?;
+        let max = self.services.config.load().pool.max_client_statements;
+        let before = self.statements.get(parse.name).cloned();
+        if !parse.name.is_empty() {
+            if before.is_some() {
+                return Err(refusals::duplicate_statement(&name_of(parse.name)).into());
+            }
+            if self.statements.len() >= max {
+                return Err(refusals::too_many_statements().into());
+            }
+        }
+        let name: Box<[u8]> = parse.name.into();
+        self.statements.insert(&name, statement.clone());
+        batch.named.push((Some(name), before));
+        Ok(match self.place(batch, &kept) {
+            Place::Server => {
+                // A text that no login could ever run is refused now, not at its Bind.
+                self.check_parse(batch, &kept)?;
+                batch.needs_server = true;
+                StepKind::Parse(statement)
+            }
+            Place::Local => StepKind::Local(Message::Parse, PARSE_COMPLETE),
+            Place::Control => StepKind::Control(Message::Parse, statement, kept),
+        })
+    }
+
+    /// Facts of a statement under the catalog of now.
+    pub(super) fn facts(&self, batch: &Batch, statement: &Statement) -> Result<Arc<Kept>, Trouble> {
+        statement
+            .analysis(&self.services.analyzer, &batch.snapshot.catalog)
+            .map_err(|error| Trouble::Refused(crate::route::refuse_text(&error)))
+    }
+
+    /// Where a statement is answered, as far as it says by itself.
+    pub(super) fn place(&self, batch: &Batch, kept: &Kept) -> Place {
+        // Behind what a server runs, or what begins or ends a block, a setting is the server's: their
+        // order counts. So is a RESET that is rolled back with the batch.
+        let resets = |only: &crate::sql::Statement| {
+            matches!(only.effect, Effect::Reset(_) | Effect::ResetAll)
+        };
+        let is_served = self.attached.is_some()
+            || batch.needs_server
+            || batch.has_control
+            || (matches!(self.block, Block::None) && kept.analysis.statements.iter().all(resets));
+        match kept.analysis.statements.as_slice() {
+            [only] if matches!(only.effect, Effect::Transaction(_)) => Place::Control,
+            [only] if self.is_local(only, is_served) => Place::Local,
+            _ => Place::Server,
+        }
+    }
+
+    /// Parse sends text to a server with no hospital known. What is wrong with it whatever the
+    /// values are is said at once; the rest is Bind's.
+    fn check_parse(&self, batch: &Batch, kept: &Kept) -> Result<(), Trouble> {
+        if self.is_unguarded() {
+            return Ok(());
+        }
+        let problems = kept.analysis.statements.iter().flat_map(|s| s.problems.first());
+        if problems.clone().next().is_none() {
+            return Ok(());
+        }
+        let is_unknown = kept.analysis.statements.iter().any(|s| s.unknown_names);
+        match self.decide(&batch.snapshot, &kept.analysis, &NoValues(kept), None) {
+            Err(refusal) if is_unknown => Err(Trouble::Unknown(refusal)),
+            Err(refusal) => Err(Trouble::Refused(refusal)),
+            Ok(_) => Ok(()),
+        }
+    }
+
+    fn look_at_bind(&mut self, batch: &mut Batch, body: Range<usize>) -> Result<StepKind, Trouble> {
+        let bind = Bind::read(&self.input.as_slice()[body.clone()])?;
+        let statement = self.statement(bind.statement)?;
+        let kept = self.facts(batch, &statement)?;
+        self.check_failed(&kept.analysis)?;
+        if batch.changes_names && !self.is_unguarded() {
+            return Err(refusals::unsupported(
+                "search_path or role set ahead of other statements in one batch",
+                "Send Sync behind it.",
+            )
+            .into());
+        }
+        let is_unknown = kept.analysis.statements.iter().any(|s| s.unknown_names);
+        let place = self.place(batch, &kept);
+        if let Place::Server = place {
+            if !bind.portal.is_empty() && sets_by_function(&kept) {
+                // FETCH could run it, unseen.
+                return Err(refusals::unsupported(
+                    "set_config in a portal with a name",
+                    "Bind it to the unnamed portal.",
+                )
+                .into());
+            }
+            let values = BindValues { bind, kept: &kept };
+            let bound = batch.route.and_then(bound_of);
+            match self.decide(&batch.snapshot, &kept.analysis, &values, bound) {
+                Ok(route) => batch.route = Some(merge(batch.route, route, &kept)),
+                Err(refusal) if is_unknown => return Err(Trouble::Unknown(refusal)),
+                Err(refusal) => return Err(refusal.into()),
+            }
+            batch.needs_server = true;
+            batch.changes_names |=
+                kept.analysis.statements.iter().any(|s| params::changes_names(&s.effect));
+        }
+        batch.portals.retain(|portal| *portal.name != *bind.portal);
+        batch.portals.push(LookedPortal {
+            name: bind.portal.into(),
+            statement: statement.clone(),
+            place,
+            frame: body.start - HEADER_BYTES..body.end,
+        });
+        Ok(match place {
+            Place::Server => StepKind::Bind(statement),
+            Place::Local => StepKind::Local(Message::Bind, BIND_COMPLETE),
+            Place::Control => {
+                batch.has_control = true;
+                if let Some(Effect::Transaction(Transaction::Begin(modes))) =
+                    kept.analysis.statements.first().map(|statement| &statement.effect)
+                {
+                    batch.begins = Some(*modes);
+                }
+                StepKind::Control(Message::Bind, statement, kept)
+            }
+        })
+    }
+
+    /// The statement of a name, for what names and literals mean now: it may be parsed under that.
+    pub(super) fn statement(&self, name: &[u8]) -> Result<Arc<Statement>, Trouble> {
+        match self.statements.get(name) {
+            Some(statement) if *statement.names() == self.names => Ok(statement.clone()),
+            Some(statement) => {
+                let store = &self.services.statements;
+                Ok(store.intern(statement.sql(), statement.types(), &self.names))
+            }
+            None => Err(refusals::no_statement(&name_of(name)).into()),
+        }
+    }
+
+    /// The statement of a portal and where it runs; `None` where the server that is held may know
+    /// it.
+    pub(super) fn portal(
+        &self,
+        batch: &Batch,
+        name: &[u8],
+    ) -> Result<Option<(Arc<Statement>, Place)>, Trouble> {
+        if let Some(portal) = batch.portals.iter().find(|portal| *portal.name == *name) {
+            return Ok(Some((portal.statement.clone(), portal.place)));
+        }
+        let Some(attached) = &self.attached else {
+            return Err(refusals::no_portal(&name_of(name)).into());
+        };
+        let Some(portal) = attached.portals.iter().find(|portal| *portal.name == *name) else {
+            return Ok(None);
+        };
+        let kept = self.facts(batch, &portal.statement)?;
+        Ok(Some((portal.statement.clone(), self.place(batch, &kept))))
+    }
+
+    /// Execute or Describe of a portal.
+    fn portal_step(
+        &mut self,
+        batch: &mut Batch,
+        message: Message,
+        name: &[u8],
+    ) -> Result<StepKind, Trouble> {
+        let portal = self.portal(batch, name)?;
+        if message == Message::Execute
+            && let Some((statement, place)) = &portal
+        {
+            self.look_at_execute(batch, statement, *place)?;
+        }
+        let Some((statement, place)) = portal.filter(|(_, place)| *place != Place::Server) else {
+            batch.needs_server = true;
+            return Ok(match message {
+                Message::Execute => StepKind::Execute,
+                _ => StepKind::Portal(message),
+            });
+        };
+        let kept = self.facts(batch, &statement)?;
+        if place == Place::Control {
+            return Ok(StepKind::Control(message, statement, kept));
+        }
+        let Some(only) = kept.analysis.statements.first() else {
+            return Err(refusals::internal().into());
+        };
+        let mut out = BytesMut::new();
+        if message == Message::Describe {
+            Self::describe_locally(only).write_description(&mut out);
+        } else {
+            let local = self.execute_locally(only, &kept, batch, name, statement.sql())?;
+            local.write_result(&mut out);
+        }
+        Ok(StepKind::Local(message, out.freeze()))
+    }
+
+    /// What an Execute does to the meaning of what follows it in the batch.
+    fn look_at_execute(
+        &self,
+        batch: &mut Batch,
+        statement: &Statement,
+        place: Place,
+    ) -> Result<(), Trouble> {
+        let kept = self.facts(batch, statement)?;
+        let effects = kept.analysis.statements.iter().map(|statement| &statement.effect);
+        let may_undo = self.ledger.may_undo_names();
+        batch.changes_names |= place != Place::Local
+            && effects
+                .clone()
+                .any(|of| params::changes_names(of) || (may_undo && params::takes_back(of)));
+        // Answered at once, it would come ahead of them.
+        if batch.needs_server && effects.clone().any(|of| matches!(of, Effect::Discard(_))) {
+            return Err(refusals::unsupported(
+                "DISCARD behind other statements in one batch",
+                "Send Sync before it.",
+            )
+            .into());
+        }
+        Ok(())
+    }
+
+    /// Runs a local statement with the parameters of its portal's Bind.
+    fn execute_locally(
+        &mut self,
+        only: &crate::sql::Statement,
+        kept: &Kept,
+        batch: &mut Batch,
+        portal: &[u8],
+        text: &str,
+    ) -> Result<answer::Local, Trouble> {
+        batch.ledger_before.get_or_insert_with(|| Box::new(self.ledger.clone()));
+        let bound = batch.portals.iter().find(|bound| *bound.name == *portal);
+        let Some(frame) = bound.map(|bound| bound.frame.clone()) else {
+            return Ok(self.answer(only, &NoValues(kept), text)?);
+        };
+        let body = self.input.as_slice()[frame.start + HEADER_BYTES..frame.end].to_vec();
+        let values = BindValues { bind: Bind::read(&body)?, kept };
+        Ok(self.answer(only, &values, text)?)
+    }
+
+    fn look_at_describe(
+        &mut self,
+        batch: &mut Batch,
+        statement: Arc<Statement>,
+    ) -> Result<StepKind, Trouble> {
+        let kept = self.facts(batch, &statement)?;
+        Ok(match self.place(batch, &kept) {
+            Place::Server => {
+                batch.needs_server = true;
+                StepKind::DescribeStatement(statement)
+            }
+            Place::Control => StepKind::Control(Message::Describe, statement, kept),
+            Place::Local => {
+                let mut out = BytesMut::new();
+                let types: Vec<u32> = match statement.types() {
+                    [] if statement.sql().contains("$1") => vec![25],
+                    types => types.iter().map(|oid| if *oid == 0 { 25 } else { *oid }).collect(),
+                };
+                backend::write_parameter_description(&mut out, &types);
+                if let Some(only) = kept.analysis.statements.first() {
+                    Self::describe_locally(only).write_description(&mut out);
+                }
+                StepKind::Local(Message::Describe, out.freeze())
+            }
+        })
+    }
+
+    fn look_at_close(
+        &mut self,
+        batch: &mut Batch,
+        body: Range<usize>,
+    ) -> Result<StepKind, Trouble> {
+        let named = Named::read_close(&self.input.as_slice()[body])?;
+        Ok(match named.kind {
+            Kind::Statement => {
+                self.statements.remove(named.name);
+                // Close is not undone by a failure; a Parse of the name before it is no more. It
+                // keeps its place: replies are counted.
+                let of_name = |name: &Option<Box<[u8]>>| name.as_deref() == Some(named.name);
+                let given = batch.named.iter_mut().filter(|(name, _)| of_name(name));
+                given.for_each(|(name, _)| *name = None);
+                StepKind::CloseStatement
+            }
+            Kind::Portal if self.attached.is_some() || batch.needs_server => {
+                batch.needs_server = true;
+                StepKind::Portal(Message::Close)
+            }
+            // Where transaction control goes in the end, the rest of the batch says.
+            Kind::Portal if batch.is_control(named.name) => StepKind::Portal(Message::Close),
+            Kind::Portal => StepKind::Local(Message::Close, CLOSE_COMPLETE),
+        })
+    }
+
+    /// What the batch as a whole does, in the order in which it runs.
+    pub(super) fn complete_run(&mut self, batch: &mut Batch, run: &mut Run) -> Result<(), Trouble> {
+        if let Some(route) = batch.route {
+            run.route = route;
+        } else if let Some(attached) = &self.attached {
+            let Bound { hospital, shard, role } = attached.bound;
+            run.route = Route::One { hospital, shard, role };
+        }
+        // Only a whole batch without transaction control can stand beside the block.
+        run.is_aside = self.attached.is_none()
+            && matches!(self.block, Block::Pending(_))
+            && matches!(run.route, Route::Any { .. })
+            && batch.steps.iter().all(|step| !matches!(step.kind, StepKind::Control(..)))
+            && (batch.has_sync || self.is_preparation(batch));
+        run.is_own_batch = self.attached.is_none() && self.is_preparation(batch);
+        if !batch.needs_server && self.attached.is_none() {
+            return Ok(());
+        }
+        // What begins here may write later, unless it says that it won't.
+        let may_write = |modes: TransactionModes| {
+            modes.read_only != Some(true) || modes.isolation == Some(Isolation::Serializable)
+        };
+        if batch.begins.is_some_and(may_write) {
+            run.route = match run.route {
+                Route::One { hospital, shard, .. } => {
+                    Route::One { hospital, shard, role: Role::Primary }
+                }
+                Route::Any { .. } => Route::Any { role: Role::Primary },
+            };
+        }
+        // Effects come in the order of the Executes, with the values of their portals' Binds.
+        let mut bound: Vec<Portal> = Vec::new();
+        let mut closed: Vec<Box<[u8]>> = Vec::new();
+        for step in &batch.steps {
+            let body = &self.input.as_slice()[step.frame.start + HEADER_BYTES..step.frame.end];
+            match &step.kind {
+                StepKind::Bind(statement) | StepKind::Control(Message::Bind, statement, _) => {
+                    let bind = Bind::read(body)?;
+                    let kept = self.facts(batch, statement)?;
+                    let values = BindValues { bind, kept: &kept };
+                    let effect = run.effect_of(self, &kept.analysis, &values)?;
+                    bound.retain(|portal| *portal.name != *bind.portal);
+                    closed.retain(|name| **name != *bind.portal);
+                    let (name, statement) = (bind.portal.into(), statement.clone());
+                    bound.push(Portal { name, statement, effect });
+                }
+                StepKind::Portal(Message::Close) => {
+                    let name = Named::read_close(body)?.name;
+                    bound.retain(|portal| *portal.name != *name);
+                    closed.push(name.into());
+                }
+                StepKind::Execute | StepKind::Control(Message::Execute, ..) => {
+                    let name = Execute::read(body)?.portal;
+                    let of_name = |portal: &&Portal| *portal.name == *name;
+                    if let Some(portal) = bound.iter_mut().find(|portal| of_name(&&**portal)) {
+                        run.effects.push_back(portal.take_effect());
+                        continue;
+                    }
+                    let held = self.attached.as_mut().map_or(&mut [][..], |held| &mut held.portals);
+                    let Some(portal) = held.iter_mut().find(|portal| of_name(&&**portal)) else {
+                        // A cursor of the server's: reading from it changes nothing.
+                        run.effects.push_back(Confirmed::Nothing);
+                        continue;
+                    };
+                    run.effects.push_back(portal.take_effect());
+                    let statement = portal.statement.clone();
+                    let kept = self.facts(batch, &statement)?;
+                    run.effect_of(self, &kept.analysis, &NoValues(&kept))?;
+                }
+                _ => {}
+            }
+        }
+        batch.bound = bound;
+        run.check_aside()?;
+        // What is parsed behind a setting in the same batch was looked at without it.
+        run.is_opaque |= batch.has_several() && run.effects.iter().any(changes_literals);
+        batch.closed = closed;
+        // Pieces of a long batch are followed throughout: their replies come later.
+        let is_whole = batch.has_sync || self.ends_with_flush(batch);
+        let is_first = self.attached.as_ref().is_none_or(|attached| attached.effects.is_empty());
+        if is_whole && is_first {
+            run.drop_idle_effects();
+        }
+        Ok(())
+    }
+}
+
+/// Whether a SELECT changes settings.
+fn sets_by_function(kept: &Kept) -> bool {
+    kept.analysis.statements.iter().any(|statement| match &statement.effect {
+        Effect::Set(settings) => settings.iter().any(|setting| setting.from_function),
+        _ => false,
+    })
+}
+
+/// An effect under way after which names mean something else.
+pub(super) fn changes_names(effect: &Confirmed) -> bool {
+    match effect {
+        Confirmed::Set(changes) => changes.iter().any(|change| params::is_of_names(&change.name)),
+        Confirmed::ResetAll => true,
+        _ => false,
+    }
+}
+
+/// An effect after which literals mean something else.
+fn changes_literals(effect: &Confirmed) -> bool {
+    match effect {
+        Confirmed::Set(changes) => {
+            changes.iter().any(|change| params::OF_LITERALS.contains(&change.name.as_str()))
+        }
+        Confirmed::ResetAll => true,
+        _ => false,
+    }
+}
+
+/// A name as the client wrote it, for an error about it.
+fn name_of(name: &[u8]) -> String {
+    String::from_utf8_lossy(name).into_owned()
+}
+
+/// What a batch is tied to by the members routed so far.
+fn bound_of(route: Route) -> Option<Bound> {
+    match route {
+        // The role may still rise: a member that writes is not refused for a read before it.
+        Route::One { hospital, shard, .. } => Some(Bound { hospital, shard, role: Role::Primary }),
+        Route::Any { .. } => None,
+    }
+}
+
+/// The route of two members: one shard if either has one, the primary if either needs it.
+fn merge(before: Option<Route>, next: Route, kept: &Kept) -> Route {
+    let is_read = kept.analysis.statements.iter().all(|s| s.access == Access::Read);
+    let role_of = |route: Route| match route {
+        Route::One { role, .. } | Route::Any { role } => role,
+    };
+    let Some(before) = before else { return next };
+    // A member that reads rides along: its own role says primary only because the batch was
+    // called bound to one.
+    let needs_primary = role_of(before) == Role::Primary || !is_read;
+    let role = if needs_primary { Role::Primary } else { Role::Replica };
+    match (before, next) {
+        (Route::One { hospital, shard, .. }, Route::One { hospital: other, .. }) => {
+            Route::One { hospital: hospital.or(other), shard, role }
+        }
+        (Route::One { hospital, shard, .. }, Route::Any { .. })
+        | (Route::Any { .. }, Route::One { hospital, shard, .. }) => {
+            Route::One { hospital, shard, role }
+        }
+        (Route::Any { .. }, Route::Any { .. }) => Route::Any { role },
+    }
+}

@@ -1,0 +1,524 @@
+//! The extended protocol: gathers a batch (what a client sends up to Sync, Flush or a bound), has
+//! each Bind routed, and puts it on one server under the server's own statement names.
+//!
+//! A batch before its Sync is one transaction and belongs to one hospital, so all its members
+//! agree before the first goes out. What was gathered is bounded by `batch_bytes_max`; a longer
+//! batch goes out in pieces, bound to the server that the first piece chose. A refusal fails the
+//! batch as an error of the server would. Manual: "Extended Query".
+
+mod emit;
+mod look;
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::attach::Unattached;
+use super::block::Block;
+use super::relay::{Relayed, Running, Until};
+use super::run::{Confirmed, Run};
+use super::statements::{Kept, Statement};
+use super::{Attached, End, Session, params, violation};
+use crate::catalog::Snapshot;
+use crate::route::{Role, Route, Values};
+use crate::server::{Expect, Message};
+use crate::sql::{Effect, Transaction, TransactionModes};
+use crate::wire;
+use crate::wire::backend::{self, ErrorReply};
+use crate::wire::frontend::{self, Bind, tag};
+
+/// Replies of pgward's own that say nothing but that it was done.
+const PARSE_COMPLETE: Bytes = Bytes::from_static(b"1\0\0\0\x04");
+
+const BIND_COMPLETE: Bytes = Bytes::from_static(b"2\0\0\0\x04");
+
+const CLOSE_COMPLETE: Bytes = Bytes::from_static(b"3\0\0\0\x04");
+
+/// Messages of a usual batch: Parse, Bind, Describe, Execute, Sync.
+const STEPS_USUAL: usize = 6;
+
+/// Messages that make up a batch.
+pub(super) fn is_member(tag: u8) -> bool {
+    matches!(
+        tag,
+        tag::PARSE | tag::BIND | tag::DESCRIBE | tag::EXECUTE | tag::CLOSE | tag::SYNC | tag::FLUSH
+    )
+}
+
+/// One message of a batch, looked at.
+struct Step {
+    frame: Range<usize>,
+    kind: StepKind,
+}
+
+enum StepKind {
+    Parse(Arc<Statement>),
+    Bind(Arc<Statement>),
+    DescribeStatement(Arc<Statement>),
+    /// Close of a statement: the server keeps the shared one.
+    CloseStatement,
+    /// Describe or Close of a portal, Execute: as sent.
+    Portal(Message),
+    Execute,
+    /// Answered here when its turn comes.
+    Local(Message, Bytes),
+    /// Transaction control: the server's if the batch goes to one, else answered here.
+    Control(Message, Arc<Statement>, Arc<Kept>),
+    Sync,
+    Flush,
+}
+
+/// Names given away by Parse messages, with what they meant before, in the order of the messages.
+/// No name: it was closed again.
+pub(super) type GivenNames = Vec<(Option<Box<[u8]>>, Option<Arc<Statement>>)>;
+
+/// A portal on the server that is held.
+pub(super) struct Portal {
+    name: Box<[u8]>,
+    statement: Arc<Statement>,
+    /// What its Execute does to the session, with the values of its Bind.
+    effect: Confirmed,
+}
+
+impl Portal {
+    /// Its effect, once: a portal that goes on has done what it does.
+    fn take_effect(&mut self) -> Confirmed {
+        std::mem::replace(&mut self.effect, Confirmed::Nothing)
+    }
+}
+
+/// A portal of a batch that is looked at.
+struct LookedPortal {
+    name: Box<[u8]>,
+    statement: Arc<Statement>,
+    place: Place,
+    /// Its Bind.
+    frame: Range<usize>,
+}
+
+/// A batch, looked at and not yet sent.
+struct Batch {
+    /// What names mean throughout it.
+    snapshot: Arc<Snapshot>,
+    steps: Vec<Step>,
+    end: usize,
+    route: Option<Route>,
+    needs_server: bool,
+    has_sync: bool,
+    /// Names that this batch gave away, with what they meant before, to take back what fails.
+    named: GivenNames,
+    portals: Vec<LookedPortal>,
+    /// As `portals`, of those that go to a server; filled in by `complete_run`.
+    bound: Vec<Portal>,
+    /// Portals that it closes and does not bind again.
+    closed: Vec<Box<[u8]>>,
+    /// A member changes the meaning of names, and the server has yet to confirm it.
+    changes_names: bool,
+    /// Transaction control is among its members.
+    has_control: bool,
+    /// BEGIN is among its members.
+    begins: Option<TransactionModes>,
+    /// The settings before its first statement that was answered here.
+    ledger_before: Option<Box<params::Ledger>>,
+}
+
+impl Batch {
+    pub(super) fn new(snapshot: Arc<Snapshot>, end: usize) -> Self {
+        Self {
+            snapshot,
+            steps: Vec::with_capacity(STEPS_USUAL),
+            end,
+            route: None,
+            needs_server: false,
+            has_sync: false,
+            named: Vec::new(),
+            portals: Vec::new(),
+            bound: Vec::new(),
+            closed: Vec::new(),
+            changes_names: false,
+            has_control: false,
+            begins: None,
+            ledger_before: None,
+        }
+    }
+
+    pub(super) fn is_control(&self, portal: &[u8]) -> bool {
+        let of_name = |known: &&LookedPortal| *known.name == *portal;
+        self.portals.iter().find(of_name).is_some_and(|known| known.place == Place::Control)
+    }
+
+    /// More than one statement is parsed or bound in it.
+    fn has_several(&self) -> bool {
+        let is_statement =
+            |step: &&Step| matches!(step.kind, StepKind::Parse(_) | StepKind::Bind(_));
+        self.steps.iter().filter(is_statement).count() > 2
+    }
+
+    /// It rolls a block back: it needs no word of the loss of what it rolls back.
+    pub(super) fn is_rollback(&self) -> bool {
+        self.steps.iter().any(|step| match &step.kind {
+            StepKind::Control(_, _, kept) => kept.analysis.statements.iter().any(|statement| {
+                matches!(statement.effect, Effect::Transaction(Transaction::Rollback { .. }))
+            }),
+            _ => false,
+        })
+    }
+}
+
+/// Values of one Bind.
+struct BindValues<'a> {
+    bind: Bind<'a>,
+    kept: &'a Kept,
+}
+
+impl Values for BindValues<'_> {
+    fn param(&self, n: u16) -> Option<(i16, Option<&[u8]>)> {
+        self.bind.param(n)
+    }
+
+    fn literal(&self, slot: u16) -> Option<std::borrow::Cow<'_, str>> {
+        self.kept.literal(slot).map(std::borrow::Cow::Borrowed)
+    }
+
+    fn hint(&self) -> Result<Option<&str>, ()> {
+        self.kept.hint()
+    }
+}
+
+/// No values: a statement that is only described.
+struct NoValues<'a>(&'a Kept);
+
+impl Values for NoValues<'_> {
+    fn param(&self, _n: u16) -> Option<(i16, Option<&[u8]>)> {
+        None
+    }
+
+    fn literal(&self, slot: u16) -> Option<std::borrow::Cow<'_, str>> {
+        self.0.literal(slot).map(std::borrow::Cow::Borrowed)
+    }
+
+    fn hint(&self) -> Result<Option<&str>, ()> {
+        self.0.hint()
+    }
+}
+
+enum Trouble {
+    Refused(ErrorReply),
+    /// As refused, and perhaps only because the catalog is old.
+    Unknown(ErrorReply),
+    End(End),
+}
+
+impl From<ErrorReply> for Trouble {
+    fn from(refusal: ErrorReply) -> Self {
+        Self::Refused(refusal)
+    }
+}
+
+impl From<wire::Error> for Trouble {
+    fn from(error: wire::Error) -> Self {
+        Self::End(End::Fatal(violation(&error)))
+    }
+}
+
+/// Where a statement is answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    Server,
+    Local,
+    Control,
+}
+
+impl Session {
+    /// Messages of the extended protocol stand at the front of the input. `false`: more must come
+    /// before anything can be done.
+    pub(super) async fn on_batch(&mut self, limit: usize) -> Result<bool, End> {
+        if self.is_skipping {
+            return self.skip(limit).await;
+        }
+        let Some(end) = self.batch_end(limit)? else { return Ok(false) };
+        let loss = self.loss.take();
+        let mut batch = Batch::new(self.services.catalog.current(), end);
+        let before = self.ledger_before.take();
+        batch.ledger_before.clone_from(&before);
+        let mut looked = self.look_at_batch(&mut batch);
+        if let Err(Trouble::Unknown(_)) = &looked
+            && self.refresh_catalog().await
+        {
+            self.take_back_names(std::mem::take(&mut batch.named), 0);
+            self.take_back_settings(&mut batch);
+            batch = Batch::new(self.services.catalog.current(), end);
+            batch.ledger_before = before;
+            looked = self.look_at_batch(&mut batch);
+        }
+        if let Some(loss) = loss
+            && !(looked.is_ok() && batch.is_rollback())
+        {
+            self.refuse_batch(batch, *loss).await?;
+            return Ok(true);
+        }
+        let mut run = Run::new(Route::Any { role: Role::Replica });
+        match looked.and_then(|()| self.complete_run(&mut batch, &mut run)) {
+            Ok(()) => self.run_batch(batch, run).await?,
+            Err(Trouble::End(end)) => return Err(end),
+            Err(Trouble::Refused(refusal) | Trouble::Unknown(refusal)) => {
+                self.refuse_batch(batch, refusal).await?;
+            }
+        }
+        Ok(true)
+    }
+
+    /// Where the gathered batch ends: behind a Sync or Flush, before a message of another kind,
+    /// or behind the last whole message once the bound is reached.
+    fn batch_end(&self, limit: usize) -> Result<Option<usize>, End> {
+        let input = self.input.as_slice();
+        let bound = self.services.config.load().routing.batch_bytes_max;
+        let mut at = 0;
+        loop {
+            match wire::header(&input[at..], limit) {
+                Err(error) => return Err(End::Fatal(violation(&error))),
+                Ok(Some(header)) if at + header.total <= input.len() => {
+                    if !is_member(header.tag) {
+                        return Ok(Some(at));
+                    }
+                    at += header.total;
+                    if matches!(header.tag, tag::SYNC | tag::FLUSH) {
+                        return Ok(Some(at));
+                    }
+                }
+                Ok(_) if input.len() >= bound && at > 0 => return Ok(Some(at)),
+                Ok(_) => return Ok(None),
+            }
+        }
+    }
+
+    /// Drops what follows a failure, up to its Sync.
+    pub(super) async fn skip(&mut self, limit: usize) -> Result<bool, End> {
+        while let Some((tag, total)) = super::whole_frame(self.input.as_slice(), limit)? {
+            if tag == tag::TERMINATE {
+                return Err(End::Client);
+            }
+            self.input.advance(total);
+            if tag == tag::SYNC {
+                self.is_skipping = false;
+                if self.attached.is_some() {
+                    self.sync_server().await?;
+                } else {
+                    let status = self.block.status();
+                    backend::write_ready_for_query(self.output.tail(), status);
+                }
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// The batch fails: its names are taken back, its rest is dropped up to its Sync.
+    async fn refuse_batch(&mut self, mut batch: Batch, refusal: ErrorReply) -> Result<(), End> {
+        self.take_back_names(std::mem::take(&mut batch.named), 0);
+        self.take_back_settings(&mut batch);
+        self.refuse(refusal);
+        // `skip` finds the Sync, which may be in what was gathered.
+        self.is_skipping = true;
+        // A client that asked with Flush waits for the error, and sends Sync only then.
+        let Some(mut attached) = self.attached.take() else { return Ok(()) };
+        let mut running = Running::new(false);
+        let run = Run::new(Route::Any { role: Role::Primary });
+        match self.relay(&mut attached, &mut running, Until::Settled, 0).await? {
+            Relayed::Lost => self.on_lost(attached, &run, &running),
+            _ => {
+                self.settle(attached, &run, running);
+                Ok(())
+            }
+        }
+    }
+
+    /// A failed batch takes with it what it has set here.
+    fn take_back_settings(&mut self, batch: &mut Batch) {
+        if let Some(ledger) = batch.ledger_before.take() {
+            self.ledger = *ledger;
+            self.renew_names();
+        }
+    }
+
+    /// Names given by Parse messages beyond the first `confirmed` mean again what they did before.
+    fn take_back_names(&mut self, named: GivenNames, confirmed: usize) {
+        for (name, before) in named.into_iter().skip(confirmed).rev() {
+            let Some(name) = name else { continue };
+            match before {
+                Some(statement) if !name.is_empty() => self.statements.insert(&name, statement),
+                _ => self.statements.remove(&name),
+            }
+        }
+    }
+
+    /// As [`Self::take_back_names`], for a batch on its server.
+    pub(super) fn take_back_unconfirmed(&mut self, attached: &mut Attached) {
+        let confirmed = attached.checkout.server.pipeline().client_parses();
+        self.take_back_names(std::mem::take(&mut attached.named), confirmed);
+    }
+
+    async fn run_batch(&mut self, mut batch: Batch, mut run: Run) -> Result<(), End> {
+        if !batch.needs_server && self.attached.is_none() {
+            self.answer_batch(batch);
+            return Ok(());
+        }
+        loop {
+            let mut attached = match self.attach(&run).await {
+                Ok(attached) => attached,
+                Err(Unattached::End(end)) => return Err(end),
+                Err(unattached) => {
+                    self.take_back_names(batch.named.split_off(0), 0);
+                    self.take_back_settings(&mut batch);
+                    self.on_unattached(unattached)?;
+                    self.is_skipping = true;
+                    return Ok(());
+                }
+            };
+            let may_rerun = self.begin(&mut attached, &run) && batch.has_sync;
+            self.emit(&batch, &mut attached);
+            if run.is_own_batch {
+                let server = &mut *attached.checkout.server;
+                server.send(Message::Sync, Expect::Swallow, frontend::write_sync);
+            }
+            let kept = if may_rerun { batch.end } else { 0 };
+            self.input.advance(batch.end - kept);
+            // Data of a COPY that comes right behind has to find it begun.
+            let is_fed = !batch.has_sync && self.input.as_slice().get(kept).is_some_and(is_copy);
+            if is_fed {
+                let server = &mut *attached.checkout.server;
+                server.send_bytes(&[tag::FLUSH, 0, 0, 0, 4]);
+            }
+            let is_flushed = is_fed || batch.has_sync || self.ends_with_flush(&batch);
+            let until = if is_flushed { Until::Settled } else { Until::Sent };
+            let mut running = Running::new(may_rerun);
+            let relayed = self.relay(&mut attached, &mut running, until, kept).await?;
+            if let Relayed::Rerun = relayed {
+                self.rerun_on_primary(attached, &mut run);
+                continue;
+            }
+            self.input.advance(kept);
+            attached.named.append(&mut batch.named);
+            let is_gone = |old: &Portal| {
+                batch.closed.contains(&old.name)
+                    || batch.bound.iter().any(|new| new.name == old.name)
+            };
+            attached.portals.retain(|old| !is_gone(old));
+            attached.portals.append(&mut batch.bound);
+            match relayed {
+                Relayed::Rerun | Relayed::Done => {
+                    if running.has_failed {
+                        self.take_back_unconfirmed(&mut attached);
+                        if matches!(self.block, Block::None) {
+                            // Once the server is let go: it keeps the settings brought to it.
+                            attached.ledger_before = batch.ledger_before.take();
+                        } else if batch.ledger_before.is_some() {
+                            attached.checkout.server.is_opaque = true;
+                            self.take_back_settings(&mut batch);
+                        }
+                        self.is_skipping = running.ready.is_none() || run.is_own_batch;
+                    } else if !batch.has_sync {
+                        self.ledger_before = batch.ledger_before.take();
+                    }
+                    self.restore_startup(&mut attached, &running).await;
+                    self.settle(attached, &run, running);
+                }
+                Relayed::Lost => {
+                    self.take_back_settings(&mut batch);
+                    self.on_lost(attached, &run, &running)?;
+                    if batch.has_sync {
+                        let status = self.block.status();
+                        backend::write_ready_for_query(self.output.tail(), status);
+                    } else {
+                        self.is_skipping = true;
+                    }
+                }
+            }
+            return Ok(());
+        }
+    }
+
+    /// Parse and Describe with no Bind, then Flush: the hospital is not known yet, so that they
+    /// go to any shard as a batch of their own.
+    fn is_preparation(&self, batch: &Batch) -> bool {
+        let prepares = |step: &Step| {
+            matches!(
+                step.kind,
+                StepKind::Parse(_)
+                    | StepKind::DescribeStatement(_)
+                    | StepKind::CloseStatement
+                    | StepKind::Local(Message::Parse | Message::Describe | Message::Close, _)
+                    | StepKind::Flush
+            )
+        };
+        self.ends_with_flush(batch) && batch.steps.iter().all(prepares)
+    }
+
+    fn ends_with_flush(&self, batch: &Batch) -> bool {
+        matches!(batch.steps.last(), Some(Step { kind: StepKind::Flush, .. }))
+    }
+
+    /// Answers a batch that needs no server.
+    fn answer_batch(&mut self, batch: Batch) {
+        let mut parses = 0;
+        for step in &batch.steps {
+            match &step.kind {
+                StepKind::Local(message, bytes) => {
+                    parses += usize::from(*message == Message::Parse);
+                    self.output.push(bytes);
+                }
+                StepKind::Control(message, statement, kept) => {
+                    parses += usize::from(*message == Message::Parse);
+                    if let Err(refusal) = self.control(*message, statement, kept) {
+                        self.take_back_names(batch.named, parses);
+                        self.refuse(refusal);
+                        self.is_skipping = true;
+                        return;
+                    }
+                }
+                StepKind::CloseStatement | StepKind::Portal(Message::Close) => {
+                    backend::write_close_complete(self.output.tail());
+                }
+                StepKind::Sync => {
+                    let status = self.block.status();
+                    backend::write_ready_for_query(self.output.tail(), status);
+                }
+                _ => {}
+            }
+        }
+        self.input.advance(batch.end);
+        if !batch.has_sync {
+            self.ledger_before = batch.ledger_before;
+        }
+    }
+
+    /// One message of transaction control that no server needs to hear.
+    pub(super) fn control(
+        &mut self,
+        message: Message,
+        statement: &Statement,
+        kept: &Kept,
+    ) -> Result<(), ErrorReply> {
+        match message {
+            Message::Parse => backend::write_parse_complete(self.output.tail()),
+            Message::Bind => backend::write_bind_complete(self.output.tail()),
+            Message::Execute => {
+                if let Some(only) = kept.analysis.statements.first() {
+                    let local = self.answer(only, &NoValues(kept), statement.sql())?;
+                    local.write_result(self.output.tail());
+                }
+            }
+            _ => {
+                // Describe of a portal has no ParameterDescription; control has no parameters, and
+                // NoData ends both.
+                backend::write_no_data(self.output.tail());
+            }
+        }
+        Ok(())
+    }
+}
+
+fn is_copy(tag: &u8) -> bool {
+    matches!(*tag, tag::COPY_DATA | tag::COPY_DONE | tag::COPY_FAIL)
+}

@@ -1,0 +1,312 @@
+//! The simple Query: decides what to do with its text, and runs it on a server if that needs one.
+
+use super::block::Block;
+use super::relay::{Relayed, Running, Until};
+use super::run::Run;
+use super::settle::send_sync;
+use super::{Attached, End, Session, params, utf8, violation};
+use crate::catalog::Snapshot;
+use crate::route::{Bound, Route, TextValues, Values, refusals, refuse_text};
+use crate::server::{Expect, Message};
+use crate::shard_map::ShardId;
+use crate::sql::{Analysis, Effect};
+use crate::wire::backend::{self, ErrorReply};
+use crate::wire::{HEADER_BYTES, TxnStatus, frontend};
+
+/// What is to be done with a request.
+enum Plan {
+    /// Nothing: it has been answered.
+    Answered,
+    /// This, on a server.
+    Run(Run),
+}
+
+enum Look {
+    Empty,
+    Local(crate::sql::Statement, String),
+    Run(Run),
+}
+
+impl Session {
+    /// A simple Query of `total` bytes stands at the front of the input.
+    pub(super) async fn on_query(&mut self, total: usize) -> Result<(), End> {
+        let body = &self.input.as_slice()[HEADER_BYTES..total];
+        if let Err(error) = frontend::Query::read(body) {
+            return Err(End::Fatal(violation(&error)));
+        }
+        if self.is_skipping {
+            self.input.advance(total);
+            return Ok(());
+        }
+        self.ledger_before = None;
+        if let Some(loss) = self.loss.take()
+            && !self.is_rollback(total)
+        {
+            self.input.advance(total);
+            self.refuse(*loss);
+            return self.finish_refusal().await;
+        }
+        match self.plan_query(total).await {
+            Ok(Plan::Answered) => {
+                self.input.advance(total);
+                backend::write_ready_for_query(self.output.tail(), self.block.status());
+                Ok(())
+            }
+            Ok(Plan::Run(run)) => self.run_query(total, run).await,
+            Err(refusal) => {
+                self.input.advance(total);
+                self.refuse(refusal);
+                self.finish_refusal().await
+            }
+        }
+    }
+
+    /// Is the simple Query at the front of the input a ROLLBACK? It needs no word of the loss of
+    /// what it rolls back.
+    fn is_rollback(&self, total: usize) -> bool {
+        let text = &self.input.as_slice()[HEADER_BYTES..total];
+        text.trim_ascii_start().get(..8).is_some_and(|word| word.eq_ignore_ascii_case(b"rollback"))
+    }
+
+    /// Decides what to do with the simple Query at the front of the input, and answers it if that
+    /// needs no server.
+    async fn plan_query(&mut self, total: usize) -> Result<Plan, ErrorReply> {
+        let mut looked = self.look_at_query(total);
+        if let Err((_, true)) = looked
+            && self.refresh_catalog().await
+        {
+            looked = self.look_at_query(total);
+        }
+        match looked.map_err(|(refusal, _)| refusal)? {
+            Look::Run(run) => Ok(Plan::Run(run)),
+            Look::Empty => {
+                backend::write_empty_query(self.output.tail());
+                Ok(Plan::Answered)
+            }
+            Look::Local(statement, text) => {
+                // Analysed again for its literals: they borrow the text.
+                let catalog = self.services.catalog.current().catalog.clone();
+                let services = self.services.clone();
+                let names = self.names.clone();
+                let context = crate::sql::Context {
+                    catalog: &catalog,
+                    search_path: &names.search_path,
+                    role: &names.role,
+                    param_types: &[],
+                };
+                let analyzed = services
+                    .analyzer
+                    .analyze(&text, &context)
+                    .map_err(|error| refuse_text(&error))?;
+                let local = self.answer(
+                    &statement,
+                    &TextValues { lexed: &analyzed.lexed, params: &[] },
+                    &text,
+                )?;
+                local.write_query_result(self.output.tail());
+                Ok(Plan::Answered)
+            }
+        }
+    }
+
+    /// The error's flag: it may be due to a name that the catalog does not know yet.
+    fn look_at_query(&self, total: usize) -> Result<Look, (ErrorReply, bool)> {
+        let plain = |refusal| (refusal, false);
+        let body = &self.input.as_slice()[HEADER_BYTES..total];
+        // `on_query` has read it once: a malformed one does not come here.
+        let sql = frontend::Query::read(body).map(|query| query.sql).unwrap_or_default();
+        let sql = utf8(sql).map_err(plain)?;
+        let snapshot = self.services.catalog.current();
+        let context = crate::sql::Context {
+            catalog: &snapshot.catalog,
+            search_path: &self.names.search_path,
+            role: &self.names.role,
+            param_types: &[],
+        };
+        let analyzed = self
+            .services
+            .analyzer
+            .analyze(sql, &context)
+            .map_err(|error| plain(refuse_text(&error)))?;
+        let analysis = &*analyzed.analysis;
+        let is_attached = self.attached.is_some();
+        if analysis.statements.is_empty() && !is_attached {
+            return Ok(Look::Empty);
+        }
+        self.check_failed(analysis).map_err(plain)?;
+        match analysis.statements.as_slice() {
+            [only] if self.is_local(only, is_attached) => {
+                return Ok(Look::Local(only.clone(), sql.to_owned()));
+            }
+            many if many.len() > 1
+                && many.iter().any(|s| params::changes_names(&s.effect))
+                && !self.is_unguarded() =>
+            {
+                return Err(plain(refusals::unsupported(
+                    "search_path or role set together with other statements in one query string",
+                    "Send it as a query string of its own.",
+                )));
+            }
+            many if many.len() > 1 && many.iter().any(|s| forgets_statements(&s.effect)) => {
+                return Err(plain(refusals::unsupported(
+                    "DEALLOCATE or DISCARD together with other statements in one query string",
+                    "Send it as a query string of its own.",
+                )));
+            }
+            many if many.iter().any(|s| sets_hospital(&s.effect)) => {
+                return Err(plain(refusals::unsupported(
+                    "SET pgward.hospital_id together with other statements in one query string",
+                    "Send it as a query string of its own.",
+                )));
+            }
+            _ => {}
+        }
+        let is_unknown = analysis.statements.iter().any(|s| s.unknown_names);
+        let values = TextValues { lexed: &analyzed.lexed, params: &[] };
+        let route = self
+            .decide(&snapshot, analysis, &values, None)
+            .map_err(|refusal| (refusal, is_unknown))?;
+        let mut run = Run::new(route);
+        run.add(self, analysis, &values).map_err(plain)?;
+        if analysis.statements.len() > 1
+            && analysis.statements.iter().any(|s| matches!(s.effect, Effect::Transaction(_)))
+        {
+            // Only where nothing is guarded: pgward does not follow blocks within one string.
+            run.is_opaque = true;
+            run.may_commit = true;
+            run.may_end = true;
+        }
+        Ok(Look::Run(run))
+    }
+
+    /// Nothing is guarded: one shard, and an application that is trusted with any hospital.
+    pub(super) fn is_unguarded(&self) -> bool {
+        self.services.config.load().guard.mode == crate::route::GuardMode::Route
+            && self.services.map.peek().shards().len() == 1
+            && self.user.rights.hospitals == crate::route::Hospitals::Any
+    }
+
+    /// In a failed block only its end is accepted.
+    pub(super) fn check_failed(&self, analysis: &Analysis) -> Result<(), ErrorReply> {
+        let has_failed = match &self.attached {
+            Some(attached) => attached.checkout.server.pipeline().status() == TxnStatus::Failed,
+            None => matches!(self.block, Block::Failed(_)),
+        };
+        let is_control = |s: &crate::sql::Statement| matches!(s.effect, Effect::Transaction(_));
+        if has_failed && !analysis.statements.iter().all(is_control) {
+            return Err(refusals::in_failed_transaction());
+        }
+        // Set again behind the request only; until then names mean something else on the server.
+        let is_between =
+            |attached: &Attached| attached.resets.iter().any(|name| params::is_of_names(name));
+        if self.attached.as_deref().is_some_and(is_between) {
+            return Err(refusals::unsupported(
+                "a statement behind RESET in one batch",
+                "Send Sync behind the RESET.",
+            ));
+        }
+        Ok(())
+    }
+
+    /// The route of one text or Bind, analysed under `snapshot`. `batch`: what its batch is bound
+    /// to already.
+    pub(super) fn decide(
+        &self,
+        snapshot: &Snapshot,
+        analysis: &Analysis,
+        values: &dyn Values,
+        batch: Option<Bound>,
+    ) -> Result<Route, ErrorReply> {
+        let config = self.services.config.load();
+        let bound = self.attached.as_ref().map(|attached| attached.bound).or(batch);
+        let view = self.view(&config, bound);
+        let decided = match &self.attached {
+            Some(attached) => crate::route::decide(analysis, values, &view, &attached.map),
+            None => crate::route::decide(analysis, values, &view, &self.services.map.peek()),
+        };
+        match decided? {
+            // What a shard's own catalog has not confirmed may mean something else there.
+            Route::One { shard, .. } if !snapshot.speaks_for(shard) => {
+                Err(refusals::no_server(shard))
+            }
+            // A map of one shard leaves nothing to choose.
+            Route::Any { role } if self.services.map.peek().shards().len() == 1 => {
+                Ok(Route::One { hospital: None, shard: ShardId(0), role })
+            }
+            route => Ok(route),
+        }
+    }
+
+    /// Runs the simple Query at the front of the input, and takes it off.
+    async fn run_query(&mut self, total: usize, mut run: Run) -> Result<(), End> {
+        run.is_aside = matches!((&self.block, run.route), (Block::Pending(_), Route::Any { .. }));
+        if let Err(refusal) = run.check_aside() {
+            self.input.advance(total);
+            self.refuse(refusal);
+            return self.finish_refusal().await;
+        }
+        loop {
+            let mut attached = match self.attach(&run).await {
+                Ok(attached) => attached,
+                Err(unattached) => {
+                    self.input.advance(total);
+                    self.on_unattached(unattached)?;
+                    return self.finish_refusal().await;
+                }
+            };
+            let is_behind_batch = attached.checkout.server.pipeline().is_unsynced();
+            let may_rerun = self.begin(&mut attached, &run);
+            let server = &mut *attached.checkout.server;
+            server.prepared.forget_unnamed();
+            let frame = &self.input.as_slice()[..total];
+            server.send(Message::Query, Expect::Forward, |out| out.extend_from_slice(frame));
+            // A request that may have to run again stays in the input until it has run.
+            let kept = if may_rerun { total } else { 0 };
+            self.input.advance(total - kept);
+            let mut running = Running::new(may_rerun);
+            let mut relayed = self.relay(&mut attached, &mut running, Until::Settled, kept).await?;
+            if matches!(relayed, Relayed::Done) && running.ready.is_none() && is_behind_batch {
+                // The batch before it failed: the server skips the Query with it, up to the
+                // client's own Sync.
+                self.input.advance(kept);
+                self.take_back_unconfirmed(&mut attached);
+                self.is_skipping = true;
+                self.settle(attached, &run, running);
+                return Ok(());
+            }
+            if matches!(relayed, Relayed::Done) && running.ready.is_none() {
+                // An error ahead of the Query (BEGIN, SET LOCAL): the server skips up to a Sync.
+                send_sync(&mut attached.checkout.server);
+                relayed = self.relay(&mut attached, &mut running, Until::Settled, kept).await?;
+            }
+            match relayed {
+                Relayed::Rerun => self.rerun_on_primary(attached, &mut run),
+                Relayed::Done => {
+                    self.input.advance(kept);
+                    self.restore_startup(&mut attached, &running).await;
+                    self.settle(attached, &run, running);
+                    return Ok(());
+                }
+                Relayed::Lost => {
+                    self.input.advance(kept);
+                    self.on_lost(attached, &run, &running)?;
+                    backend::write_ready_for_query(self.output.tail(), self.block.status());
+                    return Ok(());
+                }
+            }
+        }
+    }
+}
+
+/// On a server it would take away what all clients have prepared there.
+fn forgets_statements(effect: &Effect) -> bool {
+    matches!(effect, Effect::Deallocate(_) | Effect::Discard(_))
+}
+
+fn sets_hospital(effect: &Effect) -> bool {
+    match effect {
+        Effect::Set(settings) => settings.iter().any(|s| s.name == params::HOSPITAL),
+        Effect::Reset(name) | Effect::Show(name) => name == params::HOSPITAL,
+        _ => false,
+    }
+}

@@ -1,0 +1,276 @@
+//! Moves the bytes of one request both ways until it is answered.
+//!
+//! What it holds is bounded on both sides, so that neither can wedge the other. Effects of
+//! statements reach the session's ledger as the server confirms them.
+
+use std::task::{Context, Poll};
+
+use super::attach::{abandon, server_role};
+use super::run::{Confirmed, apply, resets};
+use super::settle::CANCEL_TIMEOUT;
+use super::{Attached, End, OUTPUT_BYTES_MAX, READ_AHEAD_BYTES, Session, violation};
+use crate::server::{self, Copy, Reply, ServerConn};
+use crate::wire::{self, TxnStatus, frontend};
+
+/// Bytes for the client that go out even while more is coming.
+const WRITE_BYTES: usize = 64 << 10;
+
+/// How a relay ended.
+#[derive(Debug)]
+pub(super) enum Relayed {
+    /// As asked.
+    Done,
+    /// The replica could not, and said nothing to the client: run it on the primary.
+    Rerun,
+    /// The server is gone.
+    Lost,
+}
+
+/// State of a request while it is relayed.
+#[derive(Debug, Default)]
+pub(super) struct Running {
+    /// The last ReadyForQuery.
+    pub ready: Option<TxnStatus>,
+    /// An error came.
+    pub has_failed: bool,
+    /// The session's settings or block changed.
+    pub has_changed: bool,
+    /// SQLSTATE of the server's farewell.
+    pub last_words: Option<String>,
+    may_rerun: bool,
+    wants_rerun: bool,
+    pub is_ddl: bool,
+    /// Something of the server's waits to be written to the client.
+    has_news: bool,
+    /// Bytes of a CopyData of the client's that go on as they come.
+    pub copy_left: usize,
+    is_copy_ended: bool,
+}
+
+/// When a relay ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Until {
+    /// The server owes nothing.
+    Settled,
+    /// All has been written; replies are taken as they come.
+    Sent,
+}
+
+impl Running {
+    /// For a request that is about to be relayed.
+    pub(super) fn new(may_rerun: bool) -> Self {
+        Self { may_rerun, ..Self::default() }
+    }
+
+    /// The server is gone: what a replica has not begun to answer runs again on the primary.
+    pub(super) fn on_lost(&self, attached: &Attached) -> Relayed {
+        if self.may_rerun && !attached.checkout.server.has_forwarded() {
+            Relayed::Rerun
+        } else {
+            Relayed::Lost
+        }
+    }
+}
+
+impl Session {
+    /// Moves bytes both ways until `until`. `kept` bytes at the front of the input are of this
+    /// request already. Cancel safety: the session is dropped with it, never resumed.
+    pub(super) async fn relay(
+        &mut self,
+        attached: &mut Attached,
+        running: &mut Running,
+        until: Until,
+        kept: usize,
+    ) -> Result<Relayed, End> {
+        let relayed =
+            std::future::poll_fn(|cx| self.poll_relay(cx, attached, running, until, kept)).await;
+        if relayed.is_err() {
+            Box::pin(abandon(attached, &self.client, CANCEL_TIMEOUT)).await;
+        }
+        relayed
+    }
+
+    fn poll_relay(
+        &mut self,
+        cx: &mut Context<'_>,
+        attached: &mut Attached,
+        running: &mut Running,
+        until: Until,
+        kept: usize,
+    ) -> Poll<Result<Relayed, End>> {
+        loop {
+            let server = &mut *attached.checkout.server;
+            let is_sent = match server.poll_drain(cx) {
+                Poll::Ready(Ok(())) => true,
+                // Its last words may still be there to read.
+                Poll::Ready(Err(_)) | Poll::Pending => false,
+            };
+            server.synthesize_into(&mut self.output);
+            let before = self.output.len();
+            if before < OUTPUT_BYTES_MAX && self.take_replies(attached, running).is_err() {
+                return Poll::Ready(Ok(running.on_lost(attached)));
+            }
+            running.has_news |= self.output.len() > before;
+            if running.wants_rerun && running.ready.is_some() {
+                return Poll::Ready(Ok(Relayed::Rerun));
+            }
+            let server = &mut *attached.checkout.server;
+            let is_done = match until {
+                Until::Settled => server.pipeline().is_empty(),
+                Until::Sent => is_sent,
+            };
+            if is_done {
+                return Poll::Ready(Ok(Relayed::Done));
+            }
+            let mut is_progress = false;
+            if self.output.len() < OUTPUT_BYTES_MAX {
+                match server.poll_fill(cx) {
+                    Poll::Ready(Ok(())) => is_progress = true,
+                    Poll::Ready(Err(_)) => return Poll::Ready(Ok(running.on_lost(attached))),
+                    Poll::Pending => {}
+                }
+            }
+            // Written out when the server pauses, and not for answers of our own alone: those go
+            // with the server's, in one write.
+            let is_due = !is_progress || self.output.len() >= WRITE_BYTES;
+            if running.has_news && is_due {
+                match self.stream.poll_drain(cx, &mut self.output) {
+                    Poll::Ready(Ok(())) => running.has_news = false,
+                    Poll::Ready(Err(_)) => return Poll::Ready(Err(End::Client)),
+                    Poll::Pending => {}
+                }
+            }
+            if server.pipeline().copy() == Copy::In {
+                is_progress |= self.feed_copy(server, running)?;
+            }
+            // Reading ahead shows when the client has gone; what it sends meanwhile is bounded.
+            if self.input.len() < kept + READ_AHEAD_BYTES {
+                match self.stream.poll_fill(cx, &mut self.input) {
+                    // Once more: only a pending read tells when the client goes.
+                    Poll::Ready(Ok(n)) if n > 0 => is_progress = true,
+                    Poll::Ready(_) => return Poll::Ready(Err(End::Client)),
+                    Poll::Pending => {}
+                }
+            }
+            if !is_progress {
+                return Poll::Pending;
+            }
+        }
+    }
+
+    /// Takes in what the server sent.
+    pub(super) fn take_replies(
+        &mut self,
+        attached: &mut Attached,
+        running: &mut Running,
+    ) -> Result<(), server::Error> {
+        let server = &mut *attached.checkout.server;
+        while let Some(reply) = server.next_reply(&mut self.output)? {
+            match reply {
+                Reply::Ready { status, .. } => {
+                    running.ready = Some(status);
+                    if server.pipeline().is_empty() {
+                        // The request has its one ReadyForQuery. What a server says behind it is
+                        // for nobody: `settle` finds it unclean.
+                        return Ok(());
+                    }
+                }
+                Reply::Error(error) => {
+                    // The server skips what follows, and so its effects never come.
+                    attached.effects.clear();
+                    let role = server_role(attached.checkout.role);
+                    self.services.metrics.on_error(attached.checkout.shard.0, role, error.code());
+                    running.has_failed = true;
+                    attached.has_failed = true;
+                    let is_stale =
+                        error.code() == "0A000" && error.routine == "RevalidateCachedQuery";
+                    if is_stale || error.code() == "26000" {
+                        // DDL changed what a statement answers, or it is gone: the reset forgets
+                        // them all.
+                        server.is_opaque = true;
+                    }
+                    if error.is_fatal {
+                        running.last_words = Some(error.code().to_owned());
+                        return Err(server::Error::Closed);
+                    }
+                    if let Some(bytes) = &error.held_back {
+                        if running.may_rerun && is_replica_trouble(error.code()) {
+                            running.wants_rerun = true;
+                        } else {
+                            self.output.push(bytes);
+                            server.end_hold();
+                        }
+                    }
+                }
+                Reply::Complete { tag, kind, forwarded } => {
+                    if forwarded
+                        && let Some(effect) = attached.effects.pop_front()
+                        // A suspended `SELECT set_config()` has run.
+                        && matches!(kind, b'C' | b's')
+                    {
+                        if kind == b's' {
+                            // A set_config that has given its row has taken place, and may again.
+                            server.is_opaque |= effect != Confirmed::Nothing;
+                        }
+                        running.has_changed = true;
+                        attached.resets.extend(resets(&effect, self.ledger.startup()));
+                        running.is_ddl |= apply(&mut self.ledger, &mut self.block, effect, tag);
+                    }
+                }
+                Reply::CopyIn | Reply::Parameter { .. } => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// COPY FROM STDIN: hands the client's data on as it comes, without waiting for whole frames.
+    fn feed_copy(&mut self, server: &mut ServerConn, running: &mut Running) -> Result<bool, End> {
+        let mut is_progress = false;
+        while server.output_len() < OUTPUT_BYTES_MAX && server.pipeline().copy() == Copy::In {
+            let input = self.input.as_slice();
+            if running.copy_left > 0 {
+                let n = running.copy_left.min(input.len());
+                if n == 0 {
+                    break;
+                }
+                server.send_bytes(&input[..n]);
+                running.copy_left -= n;
+                self.input.advance(n);
+                is_progress = true;
+                continue;
+            }
+            let header = match wire::header(input, 1 << 30) {
+                Ok(Some(header)) => header,
+                Ok(None) => break,
+                Err(error) => return Err(End::Fatal(violation(&error))),
+            };
+            match header.tag {
+                frontend::tag::COPY_DATA | frontend::tag::COPY_DONE | frontend::tag::COPY_FAIL => {
+                    running.copy_left = header.total;
+                }
+                // The server reads over these in COPY IN, and they are not answered.
+                frontend::tag::FLUSH | frontend::tag::SYNC
+                    if !running.is_copy_ended && input.len() >= header.total =>
+                {
+                    self.input.advance(header.total);
+                    is_progress = true;
+                    continue;
+                }
+                frontend::tag::TERMINATE => return Err(End::Client),
+                // Its answer, or the end of the data, is still on its way.
+                _ if running.is_copy_ended => break,
+                tag => return Err(End::Fatal(violation(&wire::Error::UnknownTag { tag }))),
+            }
+            if header.tag != frontend::tag::COPY_DATA {
+                running.is_copy_ended = true;
+            }
+        }
+        Ok(is_progress)
+    }
+}
+
+/// Errors of a replica that the primary would not give: a write that was not seen as one, and
+/// conflicts with recovery (manual: "Handling Query Conflicts").
+fn is_replica_trouble(code: &str) -> bool {
+    matches!(code, "25006" | "40001" | "40P01" | "57P03")
+}

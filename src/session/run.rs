@@ -1,0 +1,272 @@
+//! What a request will do: where it goes, and what its statements do to the session once the server
+//! has confirmed them. Built by `query` and `batch`, carried through `attach`, `relay` and `settle`.
+
+use std::collections::VecDeque;
+
+use super::block::Block;
+use super::{Session, params};
+use crate::route::{Route, Values, refusals};
+use crate::server;
+use crate::sql::{Access, Analysis, Effect, Transaction};
+use crate::wire::backend::ErrorReply;
+
+/// A request that needs a server.
+#[derive(Debug)]
+pub(super) struct Run {
+    /// Where.
+    pub route: Route,
+    /// It may write.
+    pub is_write: bool,
+    /// It may end a transaction, so that its loss leaves the outcome unknown.
+    pub may_commit: bool,
+    /// It ends a transaction, or may: the server's word on what is left counts.
+    pub may_end: bool,
+    /// It may change what can't be seen.
+    pub is_opaque: bool,
+    /// What its statements do to the session, in order; empty if none does anything.
+    pub effects: VecDeque<Confirmed>,
+    /// A statement of its own in a block that no server holds yet.
+    pub is_aside: bool,
+    /// pgward ends the batch on the server, and the client has yet to send its Sync.
+    pub is_own_batch: bool,
+}
+
+/// What a statement does to the session once the server has confirmed it.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum Confirmed {
+    /// Nothing.
+    Nothing,
+    /// Settings, `None` for the default.
+    Set(Vec<Change>),
+    /// RESET ALL.
+    ResetAll,
+    /// Transaction control.
+    Control(Transaction),
+    /// The catalog must be read again.
+    Ddl,
+}
+
+/// One setting that a statement gives.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Change {
+    pub name: String,
+    pub value: Option<String>,
+    pub is_local: bool,
+}
+
+impl Run {
+    /// A request for `route`; its statements come by [`Self::add`].
+    pub fn new(route: Route) -> Self {
+        Self {
+            route,
+            is_write: false,
+            may_commit: false,
+            may_end: false,
+            is_opaque: false,
+            effects: VecDeque::new(),
+            is_aside: false,
+            is_own_batch: false,
+        }
+    }
+
+    /// Takes in one statement or text that runs as part of this request.
+    pub fn add(
+        &mut self,
+        session: &Session,
+        analysis: &Analysis,
+        values: &dyn Values,
+    ) -> Result<(), ErrorReply> {
+        let has_effects =
+            analysis.statements.iter().any(|statement| statement.effect != Effect::None);
+        for statement in &analysis.statements {
+            self.is_write |= matches!(statement.access, Access::Write(_));
+            self.is_opaque |= is_unread(statement);
+            if has_effects {
+                let effect = self.confirmed(session, &statement.effect, values)?;
+                self.effects.push_back(effect);
+            }
+        }
+        Ok(())
+    }
+
+    /// What a Bind's statement will do when it is executed: exactly one effect, `Nothing` included.
+    pub fn effect_of(
+        &mut self,
+        session: &Session,
+        analysis: &Analysis,
+        values: &dyn Values,
+    ) -> Result<Confirmed, ErrorReply> {
+        let mut effect = Confirmed::Nothing;
+        for statement in &analysis.statements {
+            self.is_write |= matches!(statement.access, Access::Write(_));
+            self.is_opaque |= is_unread(statement);
+            effect = self.confirmed(session, &statement.effect, values)?;
+        }
+        Ok(effect)
+    }
+
+    /// What stands beside a block is rolled back: what it sets must be known, to be set again.
+    pub fn check_aside(&self) -> Result<(), ErrorReply> {
+        match self.is_aside && self.is_opaque {
+            true => Err(refusals::effect_needs_hospital("a computed setting")),
+            false => Ok(()),
+        }
+    }
+
+    /// Effects are followed only if there are any.
+    pub fn drop_idle_effects(&mut self) {
+        if self.effects.iter().all(|effect| *effect == Confirmed::Nothing) {
+            self.effects.clear();
+        }
+    }
+
+    pub(super) fn confirmed(
+        &mut self,
+        session: &Session,
+        effect: &Effect,
+        values: &dyn Values,
+    ) -> Result<Confirmed, ErrorReply> {
+        Ok(match effect {
+            Effect::Set(settings) => {
+                let mut changes = Vec::new();
+                for setting in settings {
+                    let value = session.setting_value(setting, values)?;
+                    if matches!(setting.value, crate::sql::SettingValue::Computed) {
+                        if decides_meaning(&setting.name) {
+                            return Err(refusals::computed_setting(&setting.name));
+                        }
+                        self.is_opaque = true;
+                        continue;
+                    }
+                    if value.is_none() {
+                        session.check_reset(&setting.name)?;
+                    }
+                    self.is_opaque |= value.is_none()
+                        && !setting.is_local
+                        && session.ledger.startup().contains_key(&setting.name);
+                    let name = setting.name.clone();
+                    let is_local = setting.is_local || params::is_of_transaction(&name);
+                    changes.push(Change { name, value, is_local });
+                }
+                Confirmed::Set(changes)
+            }
+            Effect::Reset(name) => {
+                session.check_reset(name)?;
+                let change = Change { name: name.clone(), value: None, is_local: false };
+                Confirmed::Set(vec![change])
+            }
+            Effect::ResetAll => {
+                session.check_reset("search_path")?;
+                Confirmed::ResetAll
+            }
+            Effect::Transaction(control) => {
+                self.may_commit |= matches!(control, Transaction::Commit { .. });
+                self.may_end |=
+                    matches!(control, Transaction::Commit { .. } | Transaction::Rollback { .. });
+                Confirmed::Control(control.clone())
+            }
+            Effect::Ddl => Confirmed::Ddl,
+            // Also where nothing is guarded: the client would lose them without a word.
+            Effect::Prepare(_) | Effect::Execute(_) => {
+                return Err(refusals::unsupported(
+                    "PREPARE and EXECUTE as SQL statements",
+                    "Use the driver's prepared statements (the extended protocol).",
+                ));
+            }
+            Effect::Pin(pin) => {
+                return Err(refusals::unsupported(
+                    pin_name(*pin),
+                    "Use a shard-addressed session (options=-c pgward.shard=N).",
+                ));
+            }
+            Effect::Opaque => {
+                self.is_opaque = true;
+                self.may_commit = true;
+                self.may_end = true;
+                Confirmed::Nothing
+            }
+            _ => Confirmed::Nothing,
+        })
+    }
+}
+
+/// What the server has confirmed reaches the session. `true`: the catalog has changed.
+pub(super) fn apply(
+    ledger: &mut params::Ledger,
+    block: &mut Block,
+    effect: Confirmed,
+    tag: server::CommandTag,
+) -> bool {
+    match effect {
+        Confirmed::Nothing => {}
+        Confirmed::Set(changes) => {
+            for Change { name, value, is_local } in changes {
+                match value {
+                    value if is_local => ledger.set_local(&name, value.as_deref()),
+                    Some(value) => ledger.set(&name, &value),
+                    None => ledger.reset(&name),
+                }
+            }
+        }
+        Confirmed::ResetAll => ledger.reset_all(),
+        Confirmed::Ddl => return true,
+        Confirmed::Control(control) => match control {
+            Transaction::Begin(modes) => *block = Block::Server(modes),
+            Transaction::Commit { .. } if tag.is("COMMIT") => ledger.commit(),
+            // COMMIT of a failed transaction is a ROLLBACK, and says so.
+            Transaction::Commit { .. } | Transaction::Rollback { .. } => ledger.rollback(),
+            Transaction::Savepoint(name) => ledger.savepoint(&name),
+            Transaction::Release(name) => ledger.release(&name),
+            Transaction::RollbackTo(name) => ledger.rollback_to(&name),
+            _ => {}
+        },
+    }
+    false
+}
+
+/// Settings that `effect` takes to a default which is the session's and not the server's.
+pub(super) fn resets(effect: &Confirmed, startup: &server::SettingsMap) -> Vec<String> {
+    match effect {
+        Confirmed::Set(changes) => changes
+            .iter()
+            .filter(|change| change.value.is_none() && !change.is_local)
+            .filter(|change| startup.contains_key(&change.name))
+            .map(|change| change.name.clone())
+            .collect(),
+        Confirmed::ResetAll => {
+            let is_kept = |name: &&String| !params::is_of_role(name);
+            startup.keys().filter(is_kept).cloned().collect()
+        }
+        _ => Vec::new(),
+    }
+}
+
+/// Routed though it could not be classified, where nothing is guarded: only of queries are all
+/// expressions read, so what another statement does to settings is not known.
+fn is_unread(statement: &crate::sql::Statement) -> bool {
+    let is_query = matches!(statement.command, "SELECT" | "INSERT" | "UPDATE" | "DELETE");
+    !statement.problems.is_empty() && !is_query
+}
+
+/// Settings that decide what a text means: pgward must know their values.
+fn decides_meaning(name: &str) -> bool {
+    matches!(
+        name,
+        "search_path"
+            | "role"
+            | "session_authorization"
+            | "client_encoding"
+            | "standard_conforming_strings"
+    )
+}
+
+fn pin_name(pin: crate::sql::Pin) -> &'static str {
+    use crate::sql::Pin;
+    match pin {
+        Pin::Listen => "LISTEN",
+        Pin::TempTable => "a temporary table",
+        Pin::AdvisoryLock => "a session-level advisory lock",
+        Pin::HoldCursor => "a cursor WITH HOLD",
+        Pin::Load => "LOAD",
+    }
+}

@@ -1,0 +1,321 @@
+//! The end of a request: keeps the server in a transaction, else lets it go; a server that died ends
+//! in one error that tells the truth.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::attach::server_role;
+use super::block::Block;
+use super::relay::{Relayed, Running, Until};
+use super::run::{Change, Confirmed, Run};
+use super::{Attached, End, Session, params};
+use crate::route::{Role, Route, refusals};
+use crate::server::{Expect, Message, ServerConn};
+use crate::wire::backend;
+use crate::wire::{TxnStatus, frontend};
+
+/// Time for a client to take its last word.
+pub(super) const REFUSAL_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Time for a cancel request to get through.
+pub(super) const CANCEL_TIMEOUT: Duration = Duration::from_secs(10);
+
+impl Session {
+    /// A request has run: keeps the server in a transaction, else lets it go.
+    pub(super) fn settle(&mut self, mut attached: Box<Attached>, run: &Run, mut running: Running) {
+        if running.is_ddl {
+            self.services.catalog.request_refresh();
+        }
+        if running.copy_left > 0 {
+            // The server ended the COPY amid a CopyData of the client's: its rest is for nobody.
+            self.skip_bytes = running.copy_left;
+            running.copy_left = 0;
+        }
+        let has_failed = attached.has_failed;
+        if running.ready.is_some() {
+            attached.has_failed = false;
+            attached.named.clear();
+        }
+        match running.ready {
+            // A batch before its Sync.
+            None => {
+                self.attached = Some(attached);
+                if running.has_changed {
+                    self.renew_names();
+                }
+            }
+            Some(TxnStatus::Idle) => {
+                // What stood beside a block leaves the block's own changes as they are.
+                if has_failed && !run.is_aside {
+                    self.ledger.rollback();
+                } else if self.ledger.is_changed() && !run.is_aside && !run.is_own_batch {
+                    self.ledger.commit();
+                }
+                if run.is_aside {
+                    if has_failed {
+                        self.block.fail();
+                    }
+                    if !run.is_own_batch {
+                        self.patch_status();
+                    }
+                } else if has_failed && !run.may_end && matches!(self.block, Block::Server(_)) {
+                    // BEGIN failed, behind the client's back: it believes in a block, and what
+                    // comes next must not run, and commit, by itself.
+                    self.block.lose();
+                    self.patch_status();
+                } else {
+                    self.block = Block::None;
+                }
+                if running.has_changed || has_failed {
+                    self.renew_names();
+                }
+                if attached.is_write && attached.checkout.role == Role::Primary {
+                    self.note_write(attached.bound.hospital);
+                }
+                self.release(attached);
+            }
+            Some(status) if run.is_aside => {
+                if status == TxnStatus::Failed {
+                    self.block.fail();
+                } else {
+                    self.queue_changes(run);
+                }
+                if !run.is_own_batch {
+                    self.patch_status();
+                }
+                if running.has_changed {
+                    self.renew_names();
+                }
+                self.release(attached);
+            }
+            Some(_) => {
+                if !matches!(self.block, Block::Server(_)) {
+                    self.block = Block::Server(Default::default());
+                }
+                if running.has_changed {
+                    self.renew_names();
+                }
+                self.attached = Some(attached);
+            }
+        }
+    }
+
+    /// RESET on a server goes to the server's default. The client's is the value of its startup,
+    /// and its next statement shall find that.
+    pub(super) async fn restore_startup(&mut self, attached: &mut Attached, running: &Running) {
+        if attached.resets.is_empty() || running.ready.is_none() {
+            return;
+        }
+        let resets = std::mem::take(&mut attached.resets);
+        if running.ready == Some(TxnStatus::Failed) || attached.has_failed {
+            // They are rolled back, with what is behind them or with the block.
+            attached.checkout.server.is_opaque = true;
+            return;
+        }
+        let settings = self.ledger.settings();
+        let set = |name: &String| Some(params::set_statement(name, settings.get(name)?, false));
+        let statements: Vec<String> = resets.iter().filter_map(set).collect();
+        let server = &mut *attached.checkout.server;
+        // Where that fails the next statement finds the server gone, or its transaction failed.
+        if !matches!(server.run(&statements.join("; ")).await, Ok(Ok(()))) {
+            server.is_opaque = true;
+        }
+    }
+
+    /// What a statement beside the block has set was rolled back there: it is the block's.
+    fn queue_changes(&mut self, run: &Run) {
+        let changes = run.effects.iter().filter_map(|effect| match effect {
+            Confirmed::Set(changes) => Some(changes),
+            _ => None,
+        });
+        for Change { name, value, is_local } in changes.flatten() {
+            let text = match value {
+                Some(value) => params::set_statement(name, value, *is_local),
+                None => self.reset_statement(name, *is_local),
+            };
+            // A full queue has failed the block, which the status tells.
+            if self.block.queue(&text).is_err() {
+                return;
+            }
+        }
+    }
+
+    /// The statement that takes a setting to its default: the value of the session's start, which
+    /// the server does not know.
+    pub(super) fn reset_statement(&self, name: &str, is_local: bool) -> String {
+        match self.ledger.startup().get(name) {
+            Some(value) => params::set_statement(name, value, is_local),
+            // A server's own default may be another than the one that the session learnt.
+            None if name == "search_path" => {
+                params::set_statement(name, &self.default_path, is_local)
+            }
+            None if is_local => format!("SET LOCAL {} TO DEFAULT", params::quote_name(name)),
+            None => format!("RESET {}", params::quote_name(name)),
+        }
+    }
+
+    /// The ReadyForQuery that has just been put out says what the server knows; the client's
+    /// block is known here only.
+    fn patch_status(&mut self) {
+        let status = self.block.status().byte();
+        if let Some(last) = self.output.tail().last_mut() {
+            *last = status;
+        }
+    }
+
+    /// Lets a server go that owes nothing, and with it what a failed batch had set.
+    pub(super) fn release(&mut self, mut attached: Box<Attached>) {
+        let ledger_before = attached.ledger_before.take();
+        self.let_go(attached);
+        if let Some(ledger) = ledger_before {
+            self.ledger = *ledger;
+            self.renew_names();
+        }
+    }
+
+    /// Lets a server go that owes nothing: to its pool if it is provably clean, through a reset
+    /// if that is all it lacks, else it is closed.
+    fn let_go(&mut self, mut attached: Box<Attached>) {
+        let metrics = self
+            .services
+            .metrics
+            .of(attached.checkout.shard.0, server_role(attached.checkout.role));
+        metrics.on_release(&crate::metrics::Tally {
+            queries: 1,
+            held: attached.since.elapsed(),
+            ..Default::default()
+        });
+        let server = &mut *attached.checkout.server;
+        server.is_opaque |= !attached.resets.is_empty();
+        let settings = self.ledger.committed();
+        if !Arc::ptr_eq(&server.settings, settings) && !server.is_opaque {
+            server.settings = settings.clone();
+        }
+        let hold = self.client.on_detach();
+        if hold.is_none() && server.is_clean() {
+            return;
+        }
+        // Only what stood beside a block leaves a transaction. All else that is not settled is closed.
+        let is_open = server.pipeline().status() != TxnStatus::Idle;
+        if !server.is_settled() {
+            metrics.on_discard();
+            return;
+        }
+        tokio::spawn(async move {
+            if let Some(hold) = hold {
+                hold.cancels_done().await;
+            }
+            let server = &mut *attached.checkout.server;
+            if is_open {
+                drop(tokio::time::timeout(CANCEL_TIMEOUT, server.run("ROLLBACK")).await);
+            }
+            if !server.is_clean() {
+                // A reset that fails leaves it unclean, and so it is closed.
+                drop(tokio::time::timeout(CANCEL_TIMEOUT, server.reset()).await);
+            }
+        });
+    }
+
+    /// The server is gone: one error that tells the truth, and the client stays.
+    pub(super) fn on_lost(
+        &mut self,
+        mut attached: Box<Attached>,
+        run: &Run,
+        running: &Running,
+    ) -> Result<(), End> {
+        self.take_back_unconfirmed(&mut attached);
+        let (shard, hospital) = (attached.checkout.shard, attached.bound.hospital);
+        let is_mid_frame = attached.checkout.server.is_mid_frame();
+        self.client.on_detach();
+        if is_mid_frame {
+            return Err(End::Broken);
+        }
+        // The rest of a CopyData would be read as messages.
+        self.skip_bytes = running.copy_left;
+        let is_in_block = matches!(self.block, Block::Server(_)) && !run.is_aside;
+        // A batch before its Sync may have written in an earlier piece.
+        let is_write = run.is_write || attached.is_write;
+        let mut reply = if run.may_commit || (!is_in_block && is_write) {
+            refusals::outcome_unknown(shard)
+        } else if is_in_block || run.is_aside {
+            refusals::server_lost_in_transaction(shard)
+        } else {
+            refusals::server_lost_reading(shard)
+        };
+        if let Some(code) = &running.last_words {
+            reply = reply.with_detail(format!("The server's last word was {code}."));
+        }
+        if is_in_block && !run.may_commit {
+            self.block.lose();
+        } else if run.is_aside {
+            self.block.fail();
+        } else {
+            self.block = Block::None;
+        }
+        self.ledger.rollback();
+        self.renew_names();
+        self.note_write(hospital);
+        self.services.metrics.on_refusal(reply.sqlstate);
+        reply.encode(self.output.tail());
+        Ok(())
+    }
+
+    /// Sends Sync to the held server and relays up to its ReadyForQuery.
+    pub(super) async fn sync_server(&mut self) -> Result<(), End> {
+        let Some(mut attached) = self.attached.take() else { return Ok(()) };
+        let run = Run::new(Route::Any { role: Role::Primary });
+        let server = &mut *attached.checkout.server;
+        server.begin_request(false);
+        send_sync(server);
+        let mut running = Running::new(false);
+        match self.relay(&mut attached, &mut running, Until::Settled, 0).await? {
+            Relayed::Lost => {
+                self.on_lost(attached, &run, &running)?;
+                backend::write_ready_for_query(self.output.tail(), self.block.status());
+            }
+            _ => self.settle(attached, &run, running),
+        }
+        Ok(())
+    }
+
+    /// The held server said something while nothing was asked, or died.
+    pub(super) async fn take_server_news(&mut self) -> Result<(), End> {
+        let Some(mut attached) = self.attached.take() else { return Ok(()) };
+        let mut running = Running::new(false);
+        let news = self.take_replies(&mut attached, &mut running);
+        if running.has_changed {
+            self.renew_names();
+        }
+        if running.has_failed {
+            // The rest of a long batch: its Sync is still to come.
+            self.take_back_unconfirmed(&mut attached);
+            self.is_skipping = attached.checkout.server.pipeline().is_unsynced();
+        }
+        if news.is_ok() && !attached.checkout.server.is_broken() {
+            self.attached = Some(attached);
+            return Ok(());
+        }
+        // Nothing is said now: an error that answers no request would be taken for the answer of
+        // the next one. That one gets it.
+        self.client.on_detach();
+        if attached.checkout.server.is_mid_frame() {
+            return Err(End::Broken);
+        }
+        let mut loss = refusals::server_lost_in_transaction(attached.checkout.shard);
+        if let Some(code) = &running.last_words {
+            loss = loss.with_detail(format!("The server's last word was {code}."));
+        }
+        self.loss = Some(Box::new(loss));
+        if matches!(self.block, Block::Server(_)) {
+            self.block.lose();
+        }
+        self.ledger.rollback();
+        self.renew_names();
+        Ok(())
+    }
+}
+
+/// Sends Sync; the client gets the ReadyForQuery.
+pub(super) fn send_sync(server: &mut ServerConn) {
+    server.send(Message::Sync, Expect::Forward, frontend::write_sync);
+}
