@@ -89,7 +89,7 @@ impl Source for Proxy {
             let state = client.state();
             let peer = client.peer?;
             Some(ClientRow {
-                id: u64::try_from(client.pid).unwrap_or_default(),
+                id: client.number,
                 user: client.user.to_string(),
                 database: client.database.to_string(),
                 state: match state {

@@ -5,7 +5,7 @@
 use std::sync::Arc;
 use std::task::Poll;
 
-use super::directory::CancelTarget;
+use super::directory::{CancelTarget, Newcomer};
 use super::login::Login;
 use super::params;
 use super::settle::REFUSAL_TIMEOUT;
@@ -78,10 +78,15 @@ async fn open(
         }
     }
     let name = settings.get("application_name").map_or("", String::as_str);
-    let client = services
-        .directory
-        .enter(&login.user.name, &login.startup.database, name, peer)
-        .ok_or_else(refusals::too_many_clients)?;
+    let newcomer = Newcomer {
+        user: &login.user.name,
+        database: &login.startup.database,
+        application: name,
+        peer,
+        has_long_key: login.has_long_key,
+        server_pid: Some(server.pid),
+    };
+    let client = services.directory.enter(newcomer).ok_or_else(refusals::too_many_clients)?;
     client.on_attach(CancelTarget { peer: server.peer, pid: server.pid, key: server.key.clone() });
     Ok((checkout, client))
 }

@@ -2,8 +2,13 @@
 //!
 //! A cancel may hit only what runs for its client now: the entry knows the server that the client
 //! holds, and a server is not handed on while a cancel is on its way to it.
+//!
+//! A client is told a process id of pgward's own, or that of its server where it keeps one for
+//! good. Servers of different hosts may have the same, so an id alone names nobody: its key does.
+//! Ids of pgward's own are 2^30 and more, which no server's is, and carry the node's number, as do
+//! the keys of protocol 3.2: a cancel that reaches another pgward tells it whose it is.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
@@ -14,23 +19,67 @@ use tokio::sync::Notify;
 use crate::server::login;
 
 /// Bytes of the secret key of protocol 3.0.
-const KEY_BYTES: usize = 4;
+pub const KEY_BYTES: usize = 4;
+/// Bytes of the secret key of protocol 3.2, as Postgres's: two name the node, the rest is random.
+pub const LONG_KEY_BYTES: usize = 32;
+/// Highest number of a node: what a process id has room for.
+pub const NODE_MAX: u16 = (1 << (30 - NODE_SHIFT)) - 1;
 /// Draws of a free process id before a login is refused.
 const PID_DRAWS_MAX: usize = 100;
+/// Set in process ids of pgward's own. Linux has none above 2^22.
+const OWN_PID: i32 = 1 << 30;
+/// Bits of a process id of pgward's own below the node's number.
+const NODE_SHIFT: u32 = 20;
 
 /// All clients.
 #[derive(Debug, Default)]
 pub struct Directory {
-    clients: Mutex<HashMap<i32, Arc<Client>, foldhash::quality::RandomState>>,
+    node: u16,
+    clients: Mutex<Clients>,
+}
+
+#[derive(Debug, Default)]
+struct Clients {
+    /// By process id and number: several may have one process id.
+    by_pid: BTreeMap<(i32, u64), Arc<Client>>,
+    last_number: u64,
+}
+
+/// Who enters.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Newcomer<'a> {
+    /// Login name.
+    pub user: &'a str,
+    /// Database.
+    pub database: &'a str,
+    /// Its application_name.
+    pub application: &'a str,
+    /// Where it comes from.
+    pub peer: Option<std::net::SocketAddr>,
+    /// It speaks protocol 3.2, and so can be given a long key.
+    pub has_long_key: bool,
+    /// The process id of the server that it keeps for good; `None`: one of pgward's own.
+    pub server_pid: Option<i32>,
+}
+
+/// What became of a cancel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CancelOutcome {
+    /// The client is here: what ran for it, if anything did, has been cancelled.
+    Here,
+    /// Nobody here has that id and key.
+    Nobody,
 }
 
 /// One client as others see it.
 #[derive(Debug)]
 pub struct Client {
-    /// The process id that it was told.
+    /// The process id that it was told; not unique, see the module.
     pub pid: i32,
-    /// Its secret key.
-    pub key: [u8; KEY_BYTES],
+    /// Its number among the clients of this process: unique, never used again.
+    pub number: u64,
+    /// Its secret key: [`KEY_BYTES`] or [`LONG_KEY_BYTES`].
+    pub key: Box<[u8]>,
     /// Login name.
     pub user: Arc<str>,
     /// Database.
@@ -103,51 +152,53 @@ pub enum State {
 }
 
 impl Directory {
-    /// A new client with a process id and key that nobody can guess. `None`: no id is free.
-    pub fn enter(
-        &self,
-        user: &str,
-        database: &str,
-        application: &str,
-        peer: Option<std::net::SocketAddr>,
-    ) -> Option<Arc<Client>> {
+    /// Nobody yet; `node` is `[listen] peer_id`, at most [`NODE_MAX`].
+    pub fn new(node: u16) -> Self {
+        Self { node: node.min(NODE_MAX), clients: Mutex::default() }
+    }
+
+    /// A new client with a key that nobody can guess. `None`: no process id is free.
+    pub fn enter(&self, newcomer: Newcomer<'_>) -> Option<Arc<Client>> {
+        let key = if newcomer.has_long_key { long_key(self.node) } else { short_key() };
         let mut clients = lock(&self.clients);
-        for _ in 0..PID_DRAWS_MAX {
-            let pid = rand::random_range(1..i32::MAX);
-            if clients.contains_key(&pid) {
-                continue;
+        let pid = match newcomer.server_pid {
+            Some(pid) => pid,
+            None => {
+                let mut draws = (0..PID_DRAWS_MAX).map(|_| own_pid(self.node));
+                draws.find(|pid| clients.with_pid(*pid).next().is_none())?
             }
-            let client = Arc::new(Client {
-                pid,
-                key: rand::random(),
-                user: user.into(),
-                database: database.into(),
-                peer,
-                since: SystemTime::now(),
-                application: application.into(),
-                running: Mutex::default(),
-                wake: Notify::new(),
-                is_killed: AtomicBool::new(false),
-            });
-            clients.insert(pid, client.clone());
-            return Some(client);
-        }
-        None
+        };
+        clients.last_number += 1;
+        let client = Arc::new(Client {
+            pid,
+            number: clients.last_number,
+            key,
+            user: newcomer.user.into(),
+            database: newcomer.database.into(),
+            peer: newcomer.peer,
+            since: SystemTime::now(),
+            application: newcomer.application.into(),
+            running: Mutex::default(),
+            wake: Notify::new(),
+            is_killed: AtomicBool::new(false),
+        });
+        clients.by_pid.insert((pid, client.number), client.clone());
+        Some(client)
     }
 
     /// It has gone.
     pub fn leave(&self, client: &Client) {
-        lock(&self.clients).remove(&client.pid);
+        lock(&self.clients).by_pid.remove(&(client.pid, client.number));
     }
 
-    /// All clients, in no order.
+    /// All clients, in no order that means anything.
     pub fn all(&self) -> Vec<Arc<Client>> {
-        lock(&self.clients).values().cloned().collect()
+        lock(&self.clients).by_pid.values().cloned().collect()
     }
 
     /// Number of clients.
     pub fn len(&self) -> usize {
-        lock(&self.clients).len()
+        lock(&self.clients).by_pid.len()
     }
 
     /// Nobody is connected.
@@ -157,12 +208,47 @@ impl Directory {
 
     /// Cancels what runs now for the client with this id and key; nothing if the key is wrong or
     /// nothing runs. Returns when the server has seen the request, or after `timeout`.
-    pub async fn cancel(&self, pid: i32, key: &[u8], timeout: Duration) {
-        let Some(client) = lock(&self.clients).get(&pid).cloned() else { return };
-        if is_equal(&client.key, key) {
-            client.cancel(timeout).await;
-        }
+    pub async fn cancel(&self, pid: i32, key: &[u8], timeout: Duration) -> CancelOutcome {
+        // All keys are compared, wherever the right one is.
+        let is_named = |found: Option<Arc<Client>>, client: &Arc<Client>| {
+            if is_equal(&client.key, key) { Some(client.clone()) } else { found }
+        };
+        let found = lock(&self.clients).with_pid(pid).fold(None, is_named);
+        let Some(client) = found else { return CancelOutcome::Nobody };
+        client.cancel(timeout).await;
+        CancelOutcome::Here
     }
+}
+
+impl Clients {
+    fn with_pid(&self, pid: i32) -> impl Iterator<Item = &Arc<Client>> {
+        self.by_pid.range((pid, 0)..=(pid, u64::MAX)).map(|(_, client)| client)
+    }
+}
+
+/// The node that a cancel's id and key name; 0 is a node without a number. `None`: they do not say.
+pub fn node_of(pid: i32, key: &[u8]) -> Option<u16> {
+    match key {
+        [high, low, rest @ ..] if rest.len() + 2 == LONG_KEY_BYTES => {
+            Some(u16::from_be_bytes([*high, *low]))
+        }
+        _ if pid & OWN_PID != 0 && pid > 0 => u16::try_from((pid & !OWN_PID) >> NODE_SHIFT).ok(),
+        _ => None,
+    }
+}
+
+fn own_pid(node: u16) -> i32 {
+    OWN_PID | i32::from(node) << NODE_SHIFT | rand::random_range(0..1 << NODE_SHIFT)
+}
+
+fn short_key() -> Box<[u8]> {
+    Box::new(rand::random::<[u8; KEY_BYTES]>())
+}
+
+fn long_key(node: u16) -> Box<[u8]> {
+    let mut key: [u8; LONG_KEY_BYTES] = rand::random();
+    key[..2].copy_from_slice(&node.to_be_bytes());
+    Box::new(key)
 }
 
 impl Client {
@@ -219,7 +305,8 @@ impl Client {
         }
     }
 
-    async fn cancel(&self, timeout: Duration) {
+    /// Cancels what runs now, and no other client's query: see [`Directory::cancel`].
+    pub async fn cancel(&self, timeout: Duration) {
         let hold = match &mut *lock(&self.running) {
             Running::Idle => return,
             Running::Waiting(is_cancelled) => {
@@ -252,7 +339,7 @@ impl Drop for OnItsWay {
 }
 
 /// Takes the same time wherever the keys differ.
-fn is_equal(ours: &[u8; KEY_BYTES], theirs: &[u8]) -> bool {
+fn is_equal(ours: &[u8], theirs: &[u8]) -> bool {
     theirs.len() == ours.len()
         && ours.iter().zip(theirs).fold(0, |difference, (a, b)| difference | (a ^ b)) == 0
 }
@@ -272,8 +359,8 @@ mod tests {
     #[test]
     fn ids_are_unique_and_keys_compare_whole() {
         let directory = Directory::default();
-        let a = directory.enter("u", "d", "", None).unwrap();
-        let b = directory.enter("u", "d", "", None).unwrap();
+        let a = directory.enter(Newcomer::default()).unwrap();
+        let b = directory.enter(Newcomer::default()).unwrap();
         assert_ne!(a.pid, b.pid);
         assert!(is_equal(&a.key, &a.key));
         assert!(!is_equal(&a.key, &a.key[..3]));
@@ -285,7 +372,7 @@ mod tests {
     #[tokio::test]
     async fn a_cancel_with_the_wrong_key_or_while_idle_does_nothing() {
         let directory = Directory::default();
-        let client = directory.enter("u", "d", "", None).unwrap();
+        let client = directory.enter(Newcomer::default()).unwrap();
         client.on_wait();
         directory.cancel(client.pid, b"no", Duration::from_secs(1)).await;
         assert!(!client.is_cancelled());
@@ -296,14 +383,47 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn clients_of_one_process_id_are_told_apart_by_their_keys() {
+        let directory = Directory::default();
+        let newcomer = Newcomer { server_pid: Some(4711), ..Newcomer::default() };
+        let clients = [(); 3].map(|()| directory.enter(newcomer).unwrap());
+        for client in &clients {
+            assert_eq!(client.pid, 4711);
+            client.on_wait();
+        }
+        let key = clients[1].key.clone();
+        let outcome = directory.cancel(4711, &key, Duration::from_secs(1)).await;
+        assert_eq!(outcome, CancelOutcome::Here);
+        assert_eq!(clients.each_ref().map(|c| c.is_cancelled()), [false, true, false]);
+        directory.leave(&clients[1]);
+        let outcome = directory.cancel(4711, &key, Duration::from_secs(1)).await;
+        assert_eq!((outcome, directory.len()), (CancelOutcome::Nobody, 2));
+    }
+
+    #[test]
+    fn own_ids_and_long_keys_name_their_node() {
+        for node in [0, 1, 7, NODE_MAX] {
+            let directory = Directory::new(node);
+            let short = directory.enter(Newcomer::default()).unwrap();
+            assert!(short.pid > 0 && short.key.len() == KEY_BYTES);
+            assert_eq!(node_of(short.pid, &short.key), Some(node));
+            let long = Newcomer { has_long_key: true, server_pid: Some(99), ..Newcomer::default() };
+            let long = directory.enter(long).unwrap();
+            assert_eq!((node_of(long.pid, &long.key), long.key.len()), (Some(node), LONG_KEY_BYTES));
+        }
+        assert_eq!(node_of(4_194_303, &[1, 2, 3, 4]), None, "a server's own id says nothing");
+        assert_eq!(node_of(-1, &[1, 2, 3, 4]), None);
+    }
+
+    #[tokio::test]
     async fn a_server_is_not_handed_on_while_a_cancel_is_on_its_way() {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let directory = Arc::new(Directory::default());
-        let client = directory.enter("u", "d", "", None).unwrap();
+        let client = directory.enter(Newcomer::default()).unwrap();
         client.on_wait();
         assert!(client.on_attach(CancelTarget { peer: Some(address), ..target(7) }));
-        let (pid, key) = (client.pid, client.key);
+        let (pid, key) = (client.pid, client.key.clone());
         let sender = directory.clone();
         let cancel = tokio::spawn(async move {
             sender.cancel(pid, &key, Duration::from_secs(30)).await;

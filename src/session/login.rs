@@ -22,7 +22,7 @@ use crate::route::Hospitals;
 use crate::shard_map::{HospitalId, ShardId};
 use crate::wire::backend::{self, ErrorReply};
 use crate::wire::frontend::{self, SaslInitial};
-use crate::wire::startup::{self, Packet, StartupParams};
+use crate::wire::startup::{self, MINOR_MAX, MINOR_OF_LONG_KEYS, Packet, StartupParams};
 use crate::wire::{self, HEADER_BYTES, sqlstate};
 
 /// Most bytes that a client may have sent and not had read before it has logged in, and so the
@@ -78,6 +78,8 @@ pub struct Login {
     pub hospital: Option<HospitalId>,
     /// `pgward.shard` of the startup; the user may, but whether it exists the map knows.
     pub shard: Option<ShardId>,
+    /// It speaks protocol 3.2, in which cancel keys may be long.
+    pub has_long_key: bool,
 }
 
 /// What a client's database is.
@@ -134,7 +136,7 @@ impl From<wire::Error> for Error {
             wire::Error::UnsupportedProtocol { major, minor } => Self::refused(
                 sqlstate::FEATURE_NOT_SUPPORTED,
                 format!(
-                    "unsupported frontend protocol {major}.{minor}: server supports 3.0 to 3.0"
+                    "unsupported frontend protocol {major}.{minor}: server supports 3.0 to 3.2"
                 ),
             ),
             _ => Self::violation(error.to_string()),
@@ -147,8 +149,8 @@ impl From<wire::Error> for Error {
 pub async fn hello(stream: Stream, door: &Door<'_>, deadline: Instant) -> Result<Hello, Error> {
     let mut client = Conversation { stream, input: Buffer::default(), output: Buffer::default() };
     let entered = tokio::time::timeout_at(deadline, enter(&mut client, door)).await;
-    let (user, startup) = match entered.unwrap_or(Err(Error::TimedOut)) {
-        Ok(Entered::Login(user, startup)) => (user, startup),
+    let (user, startup, minor) = match entered.unwrap_or(Err(Error::TimedOut)) {
+        Ok(Entered::Login(user, startup, minor)) => (user, startup, minor),
         Ok(Entered::Cancel(pid, key)) => {
             return Ok(Hello::Cancel { stream: client.stream, pid, key });
         }
@@ -163,13 +165,15 @@ pub async fn hello(stream: Stream, door: &Door<'_>, deadline: Instant) -> Result
             database,
             hospital,
             shard,
+            has_long_key: minor >= MINOR_OF_LONG_KEYS,
         })),
         Err(refusal) => Err(client.refuse(refusal.into(), deadline).await),
     }
 }
 
 enum Entered {
-    Login(Arc<User>, StartupParams),
+    /// Who, what it asked for, and the minor version that it is spoken to in.
+    Login(Arc<User>, StartupParams, u16),
     Cancel(i32, Bytes),
 }
 
@@ -181,15 +185,19 @@ async fn enter(client: &mut Conversation, door: &Door<'_>) -> Result<Entered, Er
     if let Some(refusal) = &door.refusal {
         return Err(refusal.clone().into());
     }
-    if minor > 0 || !startup.unsupported.is_empty() {
-        backend::write_negotiate_protocol_version(client.output.tail(), &startup.unsupported);
+    // As Postgres 18: never more than was asked for, and said only where it is less, or where an
+    // option is unknown. (libpq 19 asks for 3.9999 and an option that nobody has, to see that.)
+    let spoken = minor.min(MINOR_MAX);
+    if minor > spoken || !startup.unsupported.is_empty() {
+        let unsupported = &startup.unsupported;
+        backend::write_negotiate_protocol_version(client.output.tail(), spoken, unsupported);
     }
     let user = match door.auth_type {
         AuthType::Trust => trust(&startup.user, door.users)?,
         AuthType::ScramSha256 => prove(client, &startup.user, door.users).await?,
     };
     client.flush().await?;
-    Ok(Entered::Login(user, startup))
+    Ok(Entered::Login(user, startup, spoken))
 }
 
 /// What a connection is for, by its first packet that isn't about encryption.

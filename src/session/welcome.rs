@@ -11,6 +11,7 @@ use bytes::BytesMut;
 use quick_cache::sync::Cache;
 
 use super::block::Block;
+use super::directory::Newcomer;
 use super::login::Login;
 use super::params::{self, Ledger};
 use super::statements::{Names, Statements};
@@ -75,9 +76,15 @@ pub async fn welcome(
         _ => None,
     };
     let application = settings.get("application_name").map_or("", String::as_str);
-    let entered =
-        services.directory.enter(&login.user.name, &login.startup.database, application, peer);
-    let Some(client) = entered else {
+    let newcomer = Newcomer {
+        user: &login.user.name,
+        database: &login.startup.database,
+        application,
+        peer,
+        has_long_key: login.has_long_key,
+        server_pid: None,
+    };
+    let Some(client) = services.directory.enter(newcomer) else {
         return Err((login.stream, refusals::too_many_clients()));
     };
     let mut output = Buffer::default();

@@ -240,10 +240,11 @@ pub fn write_authentication_sasl_final(out: &mut BytesMut, data: &str) {
     put(out, Authentication::SASLFinal(Bytes::copy_from_slice(data.as_bytes())));
 }
 
-/// Appends NegotiateProtocolVersion: 3.0 is the newest spoken, these `_pq_.` options are unknown.
-pub fn write_negotiate_protocol_version(out: &mut BytesMut, unsupported: &[String]) {
+/// Appends NegotiateProtocolVersion: 3.`minor` is spoken, these `_pq_.` options are unknown.
+pub fn write_negotiate_protocol_version(out: &mut BytesMut, minor: u16, unsupported: &[String]) {
     let unsupported = unsupported.iter().map(|name| text(name).into_owned()).collect();
-    put(out, NegotiateProtocolVersion::new(super::startup::PROTOCOL_3_0, unsupported));
+    let version = super::startup::PROTOCOL_3_0 | i32::from(minor);
+    put(out, NegotiateProtocolVersion::new(version, unsupported));
 }
 
 /// Appends RowDescription of text-format columns, each a name and a type's OID.

@@ -9,8 +9,12 @@ use bytes::{BufMut, BytesMut};
 use super::backend::{CANCEL_KEY_BYTES, ErrorReply};
 use super::{Error, Reader, sqlstate, write, write_cstr};
 
-/// Protocol 3.0, the only one that pgward speaks.
+/// Protocol 3.0, which is spoken to servers.
 pub const PROTOCOL_3_0: i32 = 3 << 16;
+/// Newest minor version of protocol 3 that is spoken to clients.
+pub const MINOR_MAX: u16 = 2;
+/// From this minor version on, cancel keys may be longer than four bytes.
+pub const MINOR_OF_LONG_KEYS: u16 = 2;
 /// Lengths of the start's packets, the length field included (`MAX_STARTUP_PACKET_LENGTH`).
 pub const PACKET_BYTES: std::ops::RangeInclusive<usize> = 8..=10_000;
 

@@ -224,7 +224,7 @@ fn server_messages_are_written_as_they_are_read() {
         ),
         (
             written(|out| {
-                backend::write_negotiate_protocol_version(out, &["_pq_.x".to_owned()]);
+                backend::write_negotiate_protocol_version(out, 0, &["_pq_.x".to_owned()]);
             }),
             b'v',
             b"\0\x03\0\0\0\0\0\x01_pq_.x\0",

@@ -166,6 +166,9 @@ fn outcome(hello: Result<Hello, pgward::session::login::Error>) -> String {
             for (name, value) in &login.startup.settings {
                 out += &format!(", {name}={value}");
             }
+            if login.has_long_key {
+                out += ", long key";
+            }
             if !login.buffer.is_empty() {
                 out += &format!(", {} bytes behind", login.buffer.len());
             }
@@ -206,7 +209,9 @@ impl Client {
                 self.startup(&mut out, rest, 0);
                 frontend::write_query(&mut out, b"SELECT 1");
             }
-            "Startup3.2" => self.startup(&mut out, rest, 2),
+            verb if verb.starts_with("Startup3.") => {
+                self.startup(&mut out, rest, verb["Startup3.".len()..].parse().expect("a minor"));
+            }
             "Startup2.0" => out.extend([0, 0, 0, 8, 0, 2, 0, 0]),
             "SASLInitialResponse" => {
                 let (first, exchange) = ClientExchange::start(&Secret::new(rest));

@@ -112,7 +112,7 @@ async fn servers_out_of_turn_are_refused() {
     let cleartext = || messages(backend::write_authentication_cleartext);
     let md5 = || messages(|out| backend::write_authentication_md5(out, [1, 2, 3, 4]));
     let scram = || sasl(&["SCRAM-SHA-256"]);
-    let negotiate = messages(|out| backend::write_negotiate_protocol_version(out, &[]));
+    let negotiate = messages(|out| backend::write_negotiate_protocol_version(out, 0, &[]));
     let many = || parameter("x", &"y".repeat(29_000)).repeat(10);
     for (said, secret, want) in [
         (vec![], None, "the server closed the connection during login"),
