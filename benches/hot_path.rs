@@ -219,6 +219,7 @@ impl Subject {
             rights: &self.rights,
             hospital: None,
             transaction: None,
+            pinned: None,
             block: Block::None,
             guard: GuardMode::Strict,
         };

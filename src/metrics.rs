@@ -17,6 +17,7 @@
 //! | `pgward_server_discards_total` | shard, role | servers closed because they were not provably clean |
 //! | `pgward_errors_total` | shard, role, class | errors of servers, by the first two characters of SQLSTATE |
 //! | `pgward_refusals_total` | sqlstate | pgward's own errors to clients |
+//! | `pgward_pins_total` | reason | clients that began to keep their server between transactions |
 //! | `pgward_replica_fallbacks_total` | shard, reason | reads that went to the primary: `stale`, `unavailable`, `retried` |
 //! | `pgward_clients` | state | gauge: `active`, `idle`, `waiting` |
 //! | `pgward_servers` | shard, role, state | gauge: `active`, `idle`, `login` |
@@ -130,6 +131,7 @@ pub struct Metrics {
     handle: PrometheusHandle,
     logins: [Counter; 3],
     refusals: Mutex<HashMap<&'static str, Counter>>,
+    pins: Mutex<HashMap<&'static str, Counter>>,
     /// Two levels, because shard numbers go up to 65,535 and most are never used.
     blocks: Box<[OnceLock<Box<Block>>]>,
 }
@@ -169,7 +171,14 @@ impl Metrics {
         let logins = ["ok", "refused", "failed"].map(login);
         let handle = recorder.handle();
         let blocks = (0..=usize::from(u16::MAX) / BLOCK_SHARDS).map(|_| OnceLock::new()).collect();
-        Self { recorder, handle, logins, refusals: Mutex::default(), blocks }
+        Self {
+            recorder,
+            handle,
+            logins,
+            refusals: Mutex::default(),
+            pins: Mutex::default(),
+            blocks,
+        }
     }
 
     /// Figures of one shard and role: two loads once they exist.
@@ -195,6 +204,13 @@ impl Metrics {
                 counter(&self.recorder, "pgward_refusals_total", &[("sqlstate", sqlstate)])
             })
             .increment(1);
+    }
+
+    /// A client keeps its server for this reason from now on.
+    pub fn on_pin(&self, reason: &'static str) {
+        let mut pins = self.pins.lock().unwrap_or_else(PoisonError::into_inner);
+        let made = || counter(&self.recorder, "pgward_pins_total", &[("reason", reason)]);
+        pins.entry(reason).or_insert_with(made).increment(1);
     }
 
     /// A server answered with an error.

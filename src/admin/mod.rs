@@ -157,7 +157,7 @@ pub struct ClientRow {
     /// Shard of that server.
     pub shard: Option<ShardId>,
     /// Why it may not give the server back (`temp_table`, ...).
-    pub pin: Option<&'static str>,
+    pub pin: Option<String>,
     /// Its application_name.
     pub application_name: String,
     /// Prepared statements that it holds.

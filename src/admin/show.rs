@@ -288,7 +288,7 @@ fn client_row(client: &ClientRow) -> Vec<Option<String>> {
         some(client.prepared_statements),
         some(client.id),
         client.shard.map(|shard| shard.to_string()),
-        client.pin.map(str::to_owned),
+        client.pin.clone(),
     ]
 }
 

@@ -114,6 +114,7 @@ fn decide(args: &Args, map: &ShardMap, catalog: &Arc<Catalog>) -> (bool, Vec<Row
         rights: &rights,
         hospital: args.session_hospital,
         transaction: None,
+        pinned: None,
         block: Block::None,
         guard: args.guard,
     };

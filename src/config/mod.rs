@@ -94,7 +94,8 @@ pub enum AuthType {
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Pool {
-    /// When a server goes back to its pool. Only `transaction` is available yet.
+    /// When a server goes back to its pool: `session` keeps it until the client leaves (a hospital or the
+    /// map must say which shard), `transaction` for a transaction.
     pub pool_mode: PoolMode,
     /// Server connections to the primary of a shard, per server user.
     pub default_pool_size: usize,

@@ -173,8 +173,8 @@ impl Checks<'_> {
             max_waiting,
             cancel_wait_timeout,
         } = pool;
-        if *pool_mode != PoolMode::Transaction {
-            self.wrong("pool", "pool_mode", "can only be \"transaction\": the others come later");
+        if *pool_mode == PoolMode::Statement {
+            self.wrong("pool", "pool_mode", "can't be \"statement\" yet");
         }
         self.count("pool", "default_pool_size", *default_pool_size, 1);
         self.count("pool", "replica_pool_size", *replica_pool_size, 0);

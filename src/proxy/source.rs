@@ -107,7 +107,7 @@ impl Source for Proxy {
                     _ => None,
                 },
                 shard: None,
-                pin: None,
+                pin: (!client.pins().is_empty()).then(|| client.pins().to_string()),
                 application_name: client.application.to_string(),
                 prepared_statements: 0,
             })
@@ -175,6 +175,7 @@ impl Source for Proxy {
             rights: &rights,
             hospital: None,
             transaction: None,
+            pinned: None,
             block: Block::None,
             guard: config.guard.mode,
         };

@@ -300,6 +300,9 @@ impl<'a> Policy<'a> {
         if let Some(bound) = self.session.transaction {
             return self.place_bound(bound, role, hospital);
         }
+        if let Some(pinned) = self.session.pinned {
+            return self.place_pinned(pinned, hospital);
+        }
         if let Some(hospital) = hospital {
             let shard = self.map.locate(hospital).map_err(|_| refusals::unknown_hospital())?;
             return Ok(Route::One { hospital: Some(hospital), shard, role });
@@ -348,6 +351,19 @@ impl<'a> Policy<'a> {
         Ok(Route::One { hospital, shard: bound.shard, role })
     }
 
+    /// A session stays on the server that it keeps, and with the hospital of what it keeps there.
+    fn place_pinned(&self, pinned: Bound, hospital: Option<HospitalId>) -> Result<Route, Refusal> {
+        if let Some(hospital) = hospital {
+            let shard = self.map.locate(hospital).map_err(|_| refusals::unknown_hospital())?;
+            let is_other = pinned.hospital.is_some_and(|kept| kept != hospital);
+            if shard != pinned.shard || (is_other && !self.is_open) {
+                return Err(refusals::pinned_elsewhere());
+            }
+        }
+        let hospital = hospital.or(pinned.hospital);
+        Ok(Route::One { hospital, shard: pinned.shard, role: pinned.role })
+    }
+
     fn role(&self, asked: &Asked<'_>) -> Role {
         let block_allows = matches!(
             self.session.block,
@@ -380,7 +396,9 @@ fn lasting_effect(effect: &Effect) -> Lasting {
         | Effect::Reset(_)
         | Effect::ResetAll
         | Effect::Show(_)
-        | Effect::Deallocate(_) => Lasting::InSession,
+        | Effect::Deallocate(_)
+        // Of a server that has nothing to end, any will say so.
+        | Effect::Unpin => Lasting::InSession,
         Effect::Prepare(_) => Lasting::OnServer("PREPARE"),
         Effect::Execute(_) => Lasting::OnServer("EXECUTE"),
         Effect::Discard(_) => Lasting::OnServer("DISCARD"),

@@ -100,6 +100,9 @@ pub struct SessionView<'a> {
     pub hospital: Option<HospitalId>,
     /// The hospital and shard of the open transaction, once known.
     pub transaction: Option<Bound>,
+    /// The server that the session keeps between transactions, if it does. Its hospital is the one
+    /// that what it keeps there may be of.
+    pub pinned: Option<Bound>,
     /// The transaction block that is open on the client's side.
     pub block: Block,
     /// `[guard] mode`.

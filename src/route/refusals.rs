@@ -95,6 +95,14 @@ pub fn other_hospital_in_transaction() -> Refusal {
         .with_hint("Use one transaction for each hospital.")
 }
 
+/// The session keeps a server that is of no use for this hospital.
+pub fn pinned_elsewhere() -> Refusal {
+    unsupported(
+        "another hospital while the session keeps a server for this one",
+        "End what keeps it (SHOW CLIENTS names it: LISTEN, an advisory lock, ...), or use another connection.",
+    )
+}
+
 /// The login may not reach the hospital; says nothing about whether it exists.
 pub fn login_may_not_reach() -> Refusal {
     Refusal::error(

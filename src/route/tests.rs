@@ -76,7 +76,14 @@ fn problem(kind: ProblemKind) -> Statement {
 }
 
 fn session(rights: &Rights, guard: GuardMode) -> SessionView<'_> {
-    SessionView { rights, hospital: None, transaction: None, block: Block::None, guard }
+    SessionView {
+        rights,
+        hospital: None,
+        transaction: None,
+        pinned: None,
+        block: Block::None,
+        guard,
+    }
 }
 
 fn run(
@@ -401,6 +408,7 @@ proptest! {
                 shard: map.locate(hospital(n.into())).unwrap(),
                 role: Role::Primary,
             }),
+            pinned: None,
             block: if bound.is_some() { Block::ReadWrite } else { Block::None },
             guard: if is_strict { GuardMode::Strict } else { GuardMode::Route },
         };

@@ -150,6 +150,8 @@ pub struct ServerConn {
     pub parameters: Vec<(String, String)>,
     /// Its process id.
     pub pid: i32,
+    /// The process id that the client who holds it was told; notifications of its own carry that.
+    pub told_pid: i32,
     /// Its cancel key.
     pub key: Bytes,
     /// Where it is, for cancel requests.
@@ -178,6 +180,7 @@ impl ServerConn {
             is_opaque: false,
             parameters: greeting.parameters,
             pid: greeting.pid,
+            told_pid: greeting.pid,
             key: greeting.key,
             peer: greeting.peer,
             is_broken: false,
@@ -314,7 +317,8 @@ impl ServerConn {
             let status = body.first().copied().unwrap_or_default();
             if header.tag == b'E' && self.pipeline.is_empty() {
                 // Unasked: the server's word on why it ends the connection.
-                let error = server_error(body, Settled::Async)?;
+                let mut error = server_error(body, Settled::Async)?;
+                error.held_back = Some(Bytes::copy_from_slice(&rest[..header.total]));
                 if !error.is_fatal {
                     return Err(pipeline::Desync(header.tag).into());
                 }
@@ -337,6 +341,7 @@ impl ServerConn {
                         // The server ends the connection; the session says what that means.
                         self.is_broken = true;
                         is_forwarded = false;
+                        error.held_back = Some(Bytes::copy_from_slice(&rest[..header.total]));
                     } else if only_prepares && is_forwarded {
                         held.extend_from_slice(&bytes[start..at + header.total]);
                         error.held_back = Some(std::mem::take(held).into());
@@ -376,6 +381,18 @@ impl ServerConn {
                 }
                 _ => None,
             };
+            if header.tag == b'A'
+                && is_forwarded
+                && is_of(body, self.pid)
+                && self.told_pid != self.pid
+            {
+                // Notified by itself: the client knows it by another process id.
+                forward(held, has_forwarded, out, &bytes[start..at]);
+                let told = self.told_pid.to_be_bytes();
+                let (header, payload) = (&rest[..HEADER_BYTES], &body[told.len()..]);
+                forward(held, has_forwarded, out, &[header, &told, payload].concat());
+                start = at + HEADER_BYTES + body.len();
+            }
             if !is_forwarded && start < at {
                 if only_prepares {
                     held.extend_from_slice(&bytes[start..at]);
@@ -555,7 +572,12 @@ fn has_synthesized(pipeline: &Pipeline, passing: usize) -> bool {
 
 /// Frames whose body nobody needs whole.
 fn passes_by(tag: u8) -> bool {
-    matches!(tag, b'D' | b'd' | b'T' | b't' | b'V' | b'N' | b'A')
+    matches!(tag, b'D' | b'd' | b'T' | b't' | b'V' | b'N')
+}
+
+/// A notification sent by the process `pid`.
+fn is_of(body: &[u8], pid: i32) -> bool {
+    body.starts_with(&pid.to_be_bytes())
 }
 
 /// A notice of class 57P (manual: "Operator Intervention"): the server ends.

@@ -74,7 +74,9 @@ impl Session {
             }
             Effect::ResetAll => !is_attached,
             Effect::Show(name) => name == params::HOSPITAL,
-            Effect::Deallocate(_) | Effect::Discard(_) => true,
+            Effect::Deallocate(_) | Effect::Discard(Discard::All) => !self.has_own_server(),
+            // Of servers that no client keeps there is nothing to discard.
+            Effect::Discard(_) => !is_attached && self.pinned.is_none(),
             _ => false,
         }
     }
@@ -315,6 +317,9 @@ impl Session {
                     "25001",
                     "DISCARD ALL cannot run inside a transaction block",
                 ));
+            }
+            if let Some(pinned) = self.pinned.take() {
+                self.unpin(pinned);
             }
             self.ledger.discard_all();
             self.statements.clear();

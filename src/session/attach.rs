@@ -8,9 +8,10 @@ use std::time::Duration;
 
 use super::block::{Block, Pending};
 use super::directory::{CancelTarget, Client};
+use super::pins::{self, Pin, Pins};
 use super::run::Run;
 use super::{Attached, End, READ_AHEAD_BYTES, Session, params};
-use crate::config::Consistency;
+use crate::config::{Consistency, PoolMode};
 use crate::metrics::{Fallback, ServerRole};
 use crate::pool::{self, Want};
 use crate::route::{Bound, Role, Route, refusals};
@@ -45,6 +46,9 @@ impl Session {
         if let Some(attached) = self.attached.take() {
             return Ok(attached);
         }
+        if let Some(pinned) = self.pinned.take() {
+            return self.attach_pinned(pinned, run).await;
+        }
         if !self.services.pools.is_current(&self.pools) {
             // The secret may have been rotated since the login; who it is on servers stays.
             let users = self.services.users.load();
@@ -56,6 +60,8 @@ impl Session {
             Route::One { hospital, shard, role } => (Some(shard), role, hospital),
             Route::Any { role } => (None, role, None),
         };
+        // What is kept may have to write one day.
+        let role = if self.mode == PoolMode::Session { Role::Primary } else { role };
         let written_at = self.must_see(hospital);
         let want = Want { shard, role, hospital, written_at };
         let map = self.services.map.current();
@@ -64,6 +70,8 @@ impl Session {
             // Boxed: its state is large, and most requests find a server at once.
             None => Box::pin(self.wait_for_server(want)).await?,
         };
+        let mut checkout = checkout;
+        checkout.server.told_pid = self.client.pid;
         if !self.hold(&checkout) {
             give_back(checkout, &self.client);
             return Err(Unattached::Refused(refusals::cancelled()));
@@ -81,6 +89,8 @@ impl Session {
             bound,
             map,
             is_write: false,
+            pins: Pins::default(),
+            pin_change: pins::Change::None,
             portals: Vec::new(),
             since: std::time::Instant::now(),
             effects: VecDeque::new(),
@@ -89,11 +99,40 @@ impl Session {
             ledger_before: None,
             resets: Vec::new(),
         });
+        if self.default_path.is_empty() {
+            // Its own server is the first that it meets.
+            self.default_path = attached.checkout.server.default_path.clone();
+        }
         match self.bring_settings(&mut attached).await {
             Ok(()) => Ok(attached),
             Err(unattached) => {
                 give_back(attached.checkout, &self.client);
                 Err(unattached)
+            }
+        }
+    }
+
+    /// The server that the session keeps, for a transaction of its own.
+    async fn attach_pinned(
+        &mut self,
+        mut pinned: Box<Attached>,
+        run: &Run,
+    ) -> Result<Box<Attached>, Unattached> {
+        if let Route::One { shard, .. } = run.route {
+            assert_eq!(shard, pinned.bound.shard, "routed away from the server that is kept");
+        }
+        pinned.map = self.services.map.current();
+        pinned.since = std::time::Instant::now();
+        match self.bring_settings(&mut pinned).await {
+            Ok(()) => Ok(pinned),
+            Err(Unattached::Server(error)) if !pinned.checkout.server.is_broken() => {
+                self.pinned = Some(pinned);
+                Err(Unattached::Server(error))
+            }
+            Err(_) => {
+                self.client.on_detach();
+                let lost = refusals::pinned_server_lost(pinned.bound.shard);
+                Err(Unattached::End(End::Fatal(lost)))
             }
         }
     }
@@ -220,6 +259,10 @@ impl Session {
             attached.bound.hospital = Some(hospital);
         }
         attached.is_write |= run.is_write;
+        attached.pin_change = attached.pin_change.max(run.pin_change);
+        if run.is_load {
+            attached.pins.insert(Pin::Load);
+        }
         attached.effects.extend(run.effects.iter().cloned());
         let server = &mut *attached.checkout.server;
         server.is_opaque |= run.is_opaque;

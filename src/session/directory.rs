@@ -9,13 +9,14 @@
 //! the keys of protocol 3.2: a cancel that reaches another pgward tells it whose it is.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use tokio::sync::Notify;
 
+use super::pins::Pins;
 use crate::server::login;
 
 /// Bytes of the secret key of protocol 3.0.
@@ -94,6 +95,8 @@ pub struct Client {
     /// Wakes a session that waits for a server, and one that is idle.
     wake: Notify,
     is_killed: AtomicBool,
+    /// [`Pins::bits`] of why it keeps its server.
+    pins: AtomicU8,
 }
 
 /// What runs for a client.
@@ -181,6 +184,7 @@ impl Directory {
             running: Mutex::default(),
             wake: Notify::new(),
             is_killed: AtomicBool::new(false),
+            pins: AtomicU8::new(0),
         });
         clients.by_pid.insert((pid, client.number), client.clone());
         Some(client)
@@ -289,6 +293,16 @@ impl Client {
     /// [`Self::kill`] was called.
     pub fn is_killed(&self) -> bool {
         self.is_killed.load(Ordering::Acquire)
+    }
+
+    /// Why it keeps its server now.
+    pub fn set_pins(&self, pins: Pins) {
+        self.pins.store(pins.bits(), Ordering::Relaxed);
+    }
+
+    /// Why it keeps its server.
+    pub fn pins(&self) -> Pins {
+        Pins::from_bits(self.pins.load(Ordering::Relaxed))
     }
 
     /// Something happened that a waiting session should look at.
@@ -409,7 +423,10 @@ mod tests {
             assert_eq!(node_of(short.pid, &short.key), Some(node));
             let long = Newcomer { has_long_key: true, server_pid: Some(99), ..Newcomer::default() };
             let long = directory.enter(long).unwrap();
-            assert_eq!((node_of(long.pid, &long.key), long.key.len()), (Some(node), LONG_KEY_BYTES));
+            assert_eq!(
+                (node_of(long.pid, &long.key), long.key.len()),
+                (Some(node), LONG_KEY_BYTES)
+            );
         }
         assert_eq!(node_of(4_194_303, &[1, 2, 3, 4]), None, "a server's own id says nothing");
         assert_eq!(node_of(-1, &[1, 2, 3, 4]), None);

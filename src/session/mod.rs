@@ -14,6 +14,7 @@ pub mod direct;
 pub mod directory;
 pub mod login;
 pub mod params;
+pub mod pins;
 mod query;
 mod relay;
 mod run;
@@ -28,7 +29,7 @@ use arc_swap::ArcSwap;
 
 use crate::auth::users::{User, Users};
 use crate::catalog::CatalogStore;
-use crate::config::Config;
+use crate::config::{Config, PoolMode};
 use crate::fleet::Fleet;
 use crate::metrics::Metrics;
 use crate::net::{Buffer, Stream};
@@ -84,6 +85,8 @@ pub(crate) enum End {
     Client,
     /// This is the last word to the client.
     Fatal(ErrorReply),
+    /// The output's end is the last word to the client.
+    Told,
     /// A server was lost with half a message at the client: nothing sensible can follow.
     Broken,
 }
@@ -105,6 +108,12 @@ pub struct Session {
     statements: Statements,
     block: Block,
     attached: Option<Box<Attached>>,
+    /// The server that it keeps between transactions, and is not in one.
+    pinned: Option<Box<Attached>>,
+    /// When it lets its server go.
+    mode: PoolMode,
+    /// See [`Self::has_own_server`].
+    is_own: bool,
     /// A batch failed without a server: what follows is dropped up to its Sync.
     is_skipping: bool,
     /// `Fleet::now` at the outcome of its last write; 1 before the first.
@@ -125,6 +134,10 @@ pub(crate) struct Attached {
     map: Arc<ShardMap>,
     /// Something in it may have written.
     is_write: bool,
+    /// Why it is kept when its transaction is over.
+    pins: pins::Pins,
+    /// What the transaction may have done to that.
+    pin_change: pins::Change,
     /// Portals of this transaction.
     portals: Vec<batch::Portal>,
     /// When it was borrowed.
@@ -152,9 +165,11 @@ impl Session {
     /// The request loop, to the session's end.
     pub async fn run(mut self) {
         let end = self.serve().await;
-        if let End::Fatal(reply) = end {
+        if let End::Fatal(reply) = &end {
             self.services.metrics.on_refusal(reply.sqlstate);
             reply.encode(self.output.tail());
+        }
+        if let End::Fatal(_) | End::Told = end {
             // The client may not read: its last word must not hold the session up.
             let farewell = self.stream.drain(&mut self.output);
             drop(tokio::time::timeout(std::time::Duration::from_secs(1), farewell).await);
@@ -163,6 +178,9 @@ impl Session {
             let timeout = self.services.config.load().pool.cancel_wait_timeout;
             let timeout = std::time::Duration::from_secs_f64(timeout);
             Box::pin(attach::abandon(&attached, &self.client, timeout)).await;
+        }
+        if let Some(pinned) = self.pinned.take() {
+            self.unpin(pinned);
         }
     }
 
@@ -199,14 +217,14 @@ impl Session {
                 Poll::Ready(Ok(_)) => return Poll::Ready(Ok(())),
                 Poll::Pending => {}
             }
-            if let Some(attached) = &mut self.attached {
-                let server = &mut attached.checkout.server;
-                if let Poll::Ready(read) = server.poll_fill(cx) {
-                    // Its news, or its end, is looked at in `work`.
-                    drop(read);
-                    return Poll::Ready(Ok(()));
-                }
-            } else {
+            if let Some(held) = self.attached.as_mut().or(self.pinned.as_mut())
+                && let Poll::Ready(read) = held.checkout.server.poll_fill(cx)
+            {
+                // Its news, or its end, is looked at in `work`.
+                drop(read);
+                return Poll::Ready(Ok(()));
+            }
+            if self.attached.is_none() {
                 while woken.as_mut().poll(cx).is_ready() {
                     if client.is_killed() {
                         return Poll::Ready(Err(End::Fatal(refusals::drained())));
@@ -224,6 +242,8 @@ impl Session {
     async fn work(&mut self) -> Result<(), End> {
         if self.attached.is_some() {
             self.take_server_news().await?;
+        } else if self.pinned.is_some() {
+            self.take_pinned_news()?;
         }
         let limit = self.services.config.load().listen.max_packet_size;
         loop {
@@ -277,9 +297,16 @@ impl Session {
             rights: &self.user.rights,
             hospital: self.ledger.hospital(),
             transaction: attached,
+            pinned: self.pinned.as_ref().map(|pinned| pinned.bound),
             block: self.block.view(self.default_modes()),
             guard: config.guard.mode,
         }
+    }
+
+    /// It has had one server of its own since its login: that one knows its statements by the
+    /// client's names, and hears all that is said.
+    fn has_own_server(&self) -> bool {
+        self.is_own
     }
 
     /// Transaction modes that the session's own settings give a BEGIN.

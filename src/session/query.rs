@@ -129,7 +129,7 @@ impl Session {
             .analyze(sql, &context)
             .map_err(|error| plain(refuse_text(&error)))?;
         let analysis = &*analyzed.analysis;
-        let is_attached = self.attached.is_some();
+        let is_attached = self.attached.is_some() || self.has_own_server();
         if analysis.statements.is_empty() && !is_attached {
             return Ok(Look::Empty);
         }
@@ -147,7 +147,10 @@ impl Session {
                     "Send it as a query string of its own.",
                 )));
             }
-            many if many.len() > 1 && many.iter().any(|s| forgets_statements(&s.effect)) => {
+            many if many.len() > 1
+                && !self.has_own_server()
+                && many.iter().any(|s| forgets_statements(&s.effect)) =>
+            {
                 return Err(plain(refusals::unsupported(
                     "DEALLOCATE or DISCARD together with other statements in one query string",
                     "Send it as a query string of its own.",
@@ -271,7 +274,7 @@ impl Session {
                 self.input.advance(kept);
                 self.take_back_unconfirmed(&mut attached);
                 self.is_skipping = true;
-                self.settle(attached, &run, running);
+                self.finish(attached, &run, running).await;
                 return Ok(());
             }
             if matches!(relayed, Relayed::Done) && running.ready.is_none() {
@@ -283,8 +286,7 @@ impl Session {
                 Relayed::Rerun => self.rerun_on_primary(attached, &mut run),
                 Relayed::Done => {
                     self.input.advance(kept);
-                    self.restore_startup(&mut attached, &running).await;
-                    self.settle(attached, &run, running);
+                    self.finish(attached, &run, running).await;
                     return Ok(());
                 }
                 Relayed::Lost => {

@@ -37,6 +37,8 @@ pub(super) struct Running {
     pub has_changed: bool,
     /// SQLSTATE of the server's farewell.
     pub last_words: Option<String>,
+    /// The farewell itself.
+    pub farewell: Option<bytes::Bytes>,
     may_rerun: bool,
     wants_rerun: bool,
     pub is_ddl: bool,
@@ -191,6 +193,7 @@ impl Session {
                     }
                     if error.is_fatal {
                         running.last_words = Some(error.code().to_owned());
+                        running.farewell = error.held_back;
                         return Err(server::Error::Closed);
                     }
                     if let Some(bytes) = &error.held_back {
@@ -213,8 +216,17 @@ impl Session {
                             server.is_opaque |= effect != Confirmed::Nothing;
                         }
                         running.has_changed = true;
+                        if effect == Confirmed::DiscardAll {
+                            server.prepared.clear();
+                        }
                         attached.resets.extend(resets(&effect, self.ledger.startup()));
-                        running.is_ddl |= apply(&mut self.ledger, &mut self.block, effect, tag);
+                        running.is_ddl |= apply(
+                            &mut self.ledger,
+                            &mut self.block,
+                            &mut self.statements,
+                            effect,
+                            tag,
+                        );
                     }
                 }
                 Reply::CopyIn | Reply::Parameter { .. } => {}

@@ -4,7 +4,8 @@
 use std::collections::VecDeque;
 
 use super::block::Block;
-use super::{Session, params};
+use super::statements::Statements;
+use super::{Session, params, pins};
 use crate::route::{Route, Values, refusals};
 use crate::server;
 use crate::sql::{Access, Analysis, Effect, Transaction};
@@ -23,6 +24,10 @@ pub(super) struct Run {
     pub may_end: bool,
     /// It may change what can't be seen.
     pub is_opaque: bool,
+    /// What it may do to the causes for which the session keeps its server.
+    pub pin_change: pins::Change,
+    /// It loads a library, which nothing undoes.
+    pub is_load: bool,
     /// What its statements do to the session, in order; empty if none does anything.
     pub effects: VecDeque<Confirmed>,
     /// A statement of its own in a block that no server holds yet.
@@ -44,6 +49,10 @@ pub(super) enum Confirmed {
     Control(Transaction),
     /// The catalog must be read again.
     Ddl,
+    /// A prepared statement is gone, `None` for all: where the server's names are the client's.
+    Deallocate(Option<String>),
+    /// All of the session's state is gone, on the server that is its own.
+    DiscardAll,
 }
 
 /// One setting that a statement gives.
@@ -63,6 +72,8 @@ impl Run {
             may_commit: false,
             may_end: false,
             is_opaque: false,
+            pin_change: pins::Change::None,
+            is_load: false,
             effects: VecDeque::new(),
             is_aside: false,
             is_own_batch: false,
@@ -80,7 +91,7 @@ impl Run {
             analysis.statements.iter().any(|statement| statement.effect != Effect::None);
         for statement in &analysis.statements {
             self.is_write |= matches!(statement.access, Access::Write(_));
-            self.is_opaque |= is_unread(statement);
+            self.note_unseen(statement);
             if has_effects {
                 let effect = self.confirmed(session, &statement.effect, values)?;
                 self.effects.push_back(effect);
@@ -99,10 +110,25 @@ impl Run {
         let mut effect = Confirmed::Nothing;
         for statement in &analysis.statements {
             self.is_write |= matches!(statement.access, Access::Write(_));
-            self.is_opaque |= is_unread(statement);
+            self.note_unseen(statement);
             effect = self.confirmed(session, &statement.effect, values)?;
         }
         Ok(effect)
+    }
+
+    /// What it may do that its replies do not tell.
+    fn note_unseen(&mut self, statement: &crate::sql::Statement) {
+        self.pin_change = self.pin_change.max(pins::Change::of(&statement.effect));
+        self.is_opaque |= is_unread(statement);
+    }
+
+    /// Something runs that pgward has not read: only where nothing is guarded.
+    pub fn on_unknown(&mut self) {
+        self.is_write = true;
+        self.is_opaque = true;
+        self.may_commit = true;
+        self.may_end = true;
+        self.pin_change = pins::Change::MayBegin;
     }
 
     /// What stands beside a block is rolled back: what it sets must be known, to be set again.
@@ -132,7 +158,8 @@ impl Run {
                 for setting in settings {
                     let value = session.setting_value(setting, values)?;
                     if matches!(setting.value, crate::sql::SettingValue::Computed) {
-                        if decides_meaning(&setting.name) {
+                        let is_followed = session.has_own_server() && session.is_unguarded();
+                        if decides_meaning(&setting.name) && !is_followed {
                             return Err(refusals::computed_setting(&setting.name));
                         }
                         self.is_opaque = true;
@@ -167,18 +194,18 @@ impl Run {
             }
             Effect::Ddl => Confirmed::Ddl,
             // Also where nothing is guarded: the client would lose them without a word.
-            Effect::Prepare(_) | Effect::Execute(_) => {
+            Effect::Prepare(_) | Effect::Execute(_) if !session.has_own_server() => {
                 return Err(refusals::unsupported(
                     "PREPARE and EXECUTE as SQL statements",
                     "Use the driver's prepared statements (the extended protocol).",
                 ));
             }
             Effect::Pin(pin) => {
-                return Err(refusals::unsupported(
-                    pin_name(*pin),
-                    "Use a shard-addressed session (options=-c pgward.shard=N).",
-                ));
+                self.is_load |= *pin == crate::sql::Pin::Load;
+                Confirmed::Nothing
             }
+            Effect::Deallocate(name) => Confirmed::Deallocate(name.clone()),
+            Effect::Discard(crate::sql::Discard::All) => Confirmed::DiscardAll,
             Effect::Opaque => {
                 self.is_opaque = true;
                 self.may_commit = true;
@@ -194,6 +221,7 @@ impl Run {
 pub(super) fn apply(
     ledger: &mut params::Ledger,
     block: &mut Block,
+    statements: &mut Statements,
     effect: Confirmed,
     tag: server::CommandTag,
 ) -> bool {
@@ -210,6 +238,12 @@ pub(super) fn apply(
         }
         Confirmed::ResetAll => ledger.reset_all(),
         Confirmed::Ddl => return true,
+        Confirmed::Deallocate(None) => statements.clear(),
+        Confirmed::Deallocate(Some(name)) => statements.remove(name.as_bytes()),
+        Confirmed::DiscardAll => {
+            ledger.discard_all();
+            statements.clear();
+        }
         Confirmed::Control(control) => match control {
             Transaction::Begin(modes) => *block = Block::Server(modes),
             Transaction::Commit { .. } if tag.is("COMMIT") => ledger.commit(),
@@ -233,6 +267,7 @@ pub(super) fn resets(effect: &Confirmed, startup: &server::SettingsMap) -> Vec<S
             .filter(|change| startup.contains_key(&change.name))
             .map(|change| change.name.clone())
             .collect(),
+        Confirmed::DiscardAll => startup.keys().cloned().collect(),
         Confirmed::ResetAll => {
             let is_kept = |name: &&String| !params::is_of_role(name);
             startup.keys().filter(is_kept).cloned().collect()
@@ -258,15 +293,4 @@ fn decides_meaning(name: &str) -> bool {
             | "client_encoding"
             | "standard_conforming_strings"
     )
-}
-
-fn pin_name(pin: crate::sql::Pin) -> &'static str {
-    use crate::sql::Pin;
-    match pin {
-        Pin::Listen => "LISTEN",
-        Pin::TempTable => "a temporary table",
-        Pin::AdvisoryLock => "a session-level advisory lock",
-        Pin::HoldCursor => "a cursor WITH HOLD",
-        Pin::Load => "LOAD",
-    }
 }

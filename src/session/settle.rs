@@ -6,23 +6,54 @@ use std::time::Duration;
 
 use super::attach::server_role;
 use super::block::Block;
+use super::pins::{self, Pin, Pins};
 use super::relay::{Relayed, Running, Until};
 use super::run::{Change, Confirmed, Run};
 use super::{Attached, End, Session, params};
+use crate::config::PoolMode;
 use crate::route::{Role, Route, refusals};
-use crate::server::{Expect, Message, ServerConn};
+use crate::server::{Expect, Message, Reply, ServerConn};
+use crate::shard_map::ShardId;
 use crate::wire::backend;
 use crate::wire::{TxnStatus, frontend};
 
 /// Time for a client to take its last word.
 pub(super) const REFUSAL_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// Times that a server is asked for pins before it is left for later.
+const QUESTIONS_MAX: usize = 3;
+
 /// Time for a cancel request to get through.
 pub(super) const CANCEL_TIMEOUT: Duration = Duration::from_secs(10);
 
 impl Session {
-    /// A request has run: keeps the server in a transaction, else lets it go.
-    pub(super) fn settle(&mut self, mut attached: Box<Attached>, run: &Run, mut running: Running) {
+    /// A request has run: what is left to ask or tell its server, then [`Self::settle`].
+    pub(super) async fn finish(
+        &mut self,
+        mut attached: Box<Attached>,
+        run: &Run,
+        running: Running,
+    ) {
+        if !attached.resets.is_empty() {
+            Box::pin(self.restore_startup(&mut attached, &running)).await;
+        }
+        if running.ready == Some(TxnStatus::Idle) {
+            // Boxed: most transactions leave nothing to ask.
+            let change = std::mem::take(&mut attached.pin_change);
+            if change == pins::Change::MayBegin
+                || (change == pins::Change::MayEnd && !attached.pins.is_empty())
+            {
+                Box::pin(ask_for_pins(&mut attached, change)).await;
+            }
+            if self.mode == PoolMode::Session && self.is_chosen(&attached) {
+                attached.pins.insert(Pin::SessionMode);
+            }
+        }
+        self.settle(attached, run, running);
+    }
+
+    /// Keeps the server in a transaction, else lets it go.
+    fn settle(&mut self, mut attached: Box<Attached>, run: &Run, mut running: Running) {
         if running.is_ddl {
             self.services.catalog.request_refresh();
         }
@@ -102,8 +133,8 @@ impl Session {
 
     /// RESET on a server goes to the server's default. The client's is the value of its startup,
     /// and its next statement shall find that.
-    pub(super) async fn restore_startup(&mut self, attached: &mut Attached, running: &Running) {
-        if attached.resets.is_empty() || running.ready.is_none() {
+    async fn restore_startup(&mut self, attached: &mut Attached, running: &Running) {
+        if running.ready.is_none() {
             return;
         }
         let resets = std::mem::take(&mut attached.resets);
@@ -163,28 +194,110 @@ impl Session {
         }
     }
 
-    /// Lets a server go that owes nothing, and with it what a failed batch had set.
+    /// Lets a server go that owes nothing, or keeps it if the session is pinned to it, and with it
+    /// goes what a failed batch had set.
     pub(super) fn release(&mut self, mut attached: Box<Attached>) {
         let ledger_before = attached.ledger_before.take();
-        self.let_go(attached);
+        match attached.pins.is_empty() || !attached.checkout.server.is_settled() {
+            true => self.unpin(attached),
+            false => self.keep(attached),
+        }
         if let Some(ledger) = ledger_before {
             self.ledger = *ledger;
             self.renew_names();
         }
     }
 
-    /// Lets a server go that owes nothing: to its pool if it is provably clean, through a reset
-    /// if that is all it lacks, else it is closed.
-    fn let_go(&mut self, mut attached: Box<Attached>) {
-        let metrics = self
-            .services
-            .metrics
-            .of(attached.checkout.shard.0, server_role(attached.checkout.role));
+    /// In session mode the first server with a hospital is kept, or that of the only shard.
+    fn is_chosen(&self, attached: &Attached) -> bool {
+        attached.bound.hospital.is_some() || attached.map.shards().len() == 1
+    }
+
+    /// Keeps a server between transactions.
+    pub(super) fn keep(&mut self, mut attached: Box<Attached>) {
+        self.count_transaction(&attached);
+        for pin in attached.pins.beyond(self.client.pins()).iter() {
+            self.services.metrics.on_pin(pin.name());
+        }
+        self.client.set_pins(attached.pins);
+        let server = &mut *attached.checkout.server;
+        server.settings = self.ledger.committed().clone();
+        // Whatever ends this, nobody else gets it before a reset.
+        server.is_opaque = true;
+        attached.is_write = false;
+        attached.portals.clear();
+        if !attached.pins.may_hold_rows() {
+            attached.bound.hospital = None;
+        }
+        self.pinned = Some(attached);
+    }
+
+    /// Nothing keeps the server any more, if anything did.
+    pub(super) fn unpin(&mut self, pinned: Box<Attached>) {
+        if !self.client.pins().is_empty() {
+            self.client.set_pins(Pins::default());
+        }
+        if pinned.pins.has(Pin::Load) {
+            // A library stays loaded: the server is closed.
+            self.client.on_detach();
+            return;
+        }
+        self.let_go(pinned);
+    }
+
+    fn count_transaction(&self, attached: &Attached) {
+        let role = server_role(attached.checkout.role);
+        let metrics = self.services.metrics.of(attached.checkout.shard.0, role);
         metrics.on_release(&crate::metrics::Tally {
             queries: 1,
             held: attached.since.elapsed(),
             ..Default::default()
         });
+    }
+
+    /// The server that is kept said something while no transaction is open, or died.
+    pub(super) fn take_pinned_news(&mut self) -> Result<(), End> {
+        let Some(pinned) = &mut self.pinned else { return Ok(()) };
+        let server = &mut *pinned.checkout.server;
+        let farewell = loop {
+            match server.next_reply(&mut self.output) {
+                Ok(Some(Reply::Error(error))) => break error.held_back,
+                Ok(Some(_)) => {}
+                Ok(None) if server.is_broken() => break None,
+                Ok(None) => return Ok(()),
+                Err(_) => break None,
+            }
+        };
+        let shard = pinned.bound.shard;
+        let is_mid_frame = server.is_mid_frame();
+        self.pinned = None;
+        self.client.on_detach();
+        Err(self.lost_for_good(shard, farewell.as_deref(), is_mid_frame))
+    }
+
+    /// The session dies with the server that it kept, whose last word is the client's.
+    fn lost_for_good(
+        &mut self,
+        shard: ShardId,
+        farewell: Option<&[u8]>,
+        is_mid_frame: bool,
+    ) -> End {
+        match farewell {
+            _ if is_mid_frame => End::Broken,
+            Some(bytes) => {
+                self.output.push(bytes);
+                End::Told
+            }
+            None => End::Fatal(refusals::pinned_server_lost(shard)),
+        }
+    }
+
+    /// Lets a server go that owes nothing: to its pool if it is provably clean, through a reset
+    /// if that is all it lacks, else it is closed.
+    fn let_go(&mut self, mut attached: Box<Attached>) {
+        self.count_transaction(&attached);
+        let role = server_role(attached.checkout.role);
+        let metrics = self.services.metrics.of(attached.checkout.shard.0, role);
         let server = &mut *attached.checkout.server;
         server.is_opaque |= !attached.resets.is_empty();
         let settings = self.ledger.committed();
@@ -230,6 +343,11 @@ impl Session {
         if is_mid_frame {
             return Err(End::Broken);
         }
+        if !attached.pins.is_empty() {
+            let farewell = running.farewell.as_deref();
+            self.note_write(hospital);
+            return Err(self.lost_for_good(shard, farewell, false));
+        }
         // The rest of a CopyData would be read as messages.
         self.skip_bytes = running.copy_left;
         let is_in_block = matches!(self.block, Block::Server(_)) && !run.is_aside;
@@ -273,7 +391,7 @@ impl Session {
                 self.on_lost(attached, &run, &running)?;
                 backend::write_ready_for_query(self.output.tail(), self.block.status());
             }
-            _ => self.settle(attached, &run, running),
+            _ => self.finish(attached, &run, running).await,
         }
         Ok(())
     }
@@ -301,6 +419,10 @@ impl Session {
         if attached.checkout.server.is_mid_frame() {
             return Err(End::Broken);
         }
+        if !attached.pins.is_empty() {
+            let shard = attached.checkout.shard;
+            return Err(self.lost_for_good(shard, running.farewell.as_deref(), false));
+        }
         let mut loss = refusals::server_lost_in_transaction(attached.checkout.shard);
         if let Some(code) = &running.last_words {
             loss = loss.with_detail(format!("The server's last word was {code}."));
@@ -318,4 +440,25 @@ impl Session {
 /// Sends Sync; the client gets the ReadyForQuery.
 pub(super) fn send_sync(server: &mut ServerConn) {
     server.send(Message::Sync, Expect::Forward, frontend::write_sync);
+}
+
+/// Asks the server what keeps the session on it. A cancel that was meant for the request may hit the
+/// question; one that can't be answered is asked again after the next transaction.
+async fn ask_for_pins(attached: &mut Attached, change: pins::Change) {
+    let server = &mut *attached.checkout.server;
+    for _ in 0..QUESTIONS_MAX {
+        let asked = server.run_collect(pins::QUESTION);
+        match tokio::time::timeout(CANCEL_TIMEOUT, asked).await {
+            Ok(Ok(Ok(rows))) => {
+                let words = rows.into_iter().flatten().next().unwrap_or_default();
+                attached.pins = attached.pins.on_answer(&words);
+                return;
+            }
+            Ok(Ok(Err(_))) => {}
+            // It is gone, or as good as gone: what it kept is gone with it.
+            Ok(Err(_)) | Err(_) => return,
+        }
+    }
+    attached.pins.insert(Pin::Unsure);
+    attached.pin_change = change;
 }

@@ -10,16 +10,21 @@ use std::sync::{Arc, Mutex};
 use bytes::BytesMut;
 use quick_cache::sync::Cache;
 
+use super::attach::Unattached;
 use super::block::Block;
-use super::directory::Newcomer;
+use super::directory::{Client, Newcomer};
 use super::login::Login;
 use super::params::{self, Ledger};
+use super::pins::Pin;
+use super::run::Run;
 use super::statements::{Names, Statements};
-use super::{Services, Session, answer};
+use super::{End, Services, Session, answer};
+use crate::config::PoolMode;
 use crate::net::{Buffer, Stream};
 use crate::pool::{UserPools, Want};
-use crate::route::{Hospitals, Role, refusals};
-use crate::server::SettingsMap;
+use crate::route::{Hospitals, Role, Route, refusals};
+use crate::server::{self, ServerError, SettingsMap};
+use crate::shard_map::HospitalId;
 use crate::wire::TxnStatus;
 use crate::wire::backend::{self, ErrorReply};
 
@@ -41,7 +46,7 @@ pub struct Greetings {
 }
 
 /// What a server says of itself to one server user.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Learnt {
     parameters: Vec<(String, String)>,
     search_path: Arc<str>,
@@ -65,41 +70,54 @@ pub async fn welcome(
     peer: Option<std::net::SocketAddr>,
 ) -> Result<Session, (Stream, ErrorReply)> {
     let pools = services.pools.of_user(&login.user.server);
-    let prepared = prepare(&services, &login, &pools).await;
-    let (learnt, settings) = match prepared {
-        Ok(prepared) => prepared,
-        Err(refusal) => return Err((login.stream, ErrorReply { severity: "FATAL", ..refusal })),
-    };
+    let mode = services.config.load().pool.pool_mode;
     // A login that is bound to one hospital is a session of that hospital.
     let bound = match &login.user.rights.hospitals {
         Hospitals::Only(hospitals) if hospitals.len() == 1 => hospitals.first().copied(),
         _ => None,
     };
-    let application = settings.get("application_name").map_or("", String::as_str);
-    let newcomer = Newcomer {
-        user: &login.user.name,
-        database: &login.startup.database,
-        application,
-        peer,
-        has_long_key: login.has_long_key,
-        server_pid: None,
+    let hospital = login.hospital.or(bound);
+    let own = match mode {
+        PoolMode::Session => own_route(&services, hospital),
+        PoolMode::Transaction | PoolMode::Statement => None,
     };
-    let Some(client) = services.directory.enter(newcomer) else {
+    let prepared = match own {
+        Some(_) => Ok(Default::default()),
+        None => prepare(&services, &login, &pools).await,
+    };
+    let (learnt, settings) = match prepared {
+        Ok(prepared) => prepared,
+        Err(refusal) => return Err((login.stream, ErrorReply { severity: "FATAL", ..refusal })),
+    };
+    let application = login.startup.settings.iter().find(|(name, _)| name == "application_name");
+    let application = application.map(|(_, value)| application_name(value)).unwrap_or_default();
+    let has_long_key = login.has_long_key;
+    let (user, database) = (login.user.name.clone(), login.startup.database);
+    let newcomer = |server_pid| Newcomer {
+        user: &user,
+        database: &database,
+        application: &application,
+        peer,
+        has_long_key,
+        server_pid,
+    };
+    let Some(client) = services.directory.enter(newcomer(None)) else {
         return Err((login.stream, refusals::too_many_clients()));
     };
-    let mut output = Buffer::default();
-    greet(output.tail(), &learnt.parameters, &settings, client.pid, &client.key);
     let mut session = Session {
         pools,
         stream: login.stream,
         input: login.buffer,
-        output,
-        ledger: Ledger::new(settings, login.hospital.or(bound)),
+        output: Buffer::default(),
+        ledger: Ledger::new(settings.clone(), hospital),
         names: Arc::new(Names::default()),
         default_path: learnt.search_path.clone(),
         statements: Statements::default(),
         block: Block::None,
         attached: None,
+        pinned: None,
+        mode,
+        is_own: false,
         is_skipping: false,
         written_at: 1,
         skip_bytes: 0,
@@ -109,8 +127,110 @@ pub async fn welcome(
         client,
         services,
     };
+    let mut greeting = (learnt, settings);
+    if let Some(route) = own {
+        let enter = |services: &Services, pid| services.directory.enter(newcomer(Some(pid)));
+        match session.take_own_server(route, hospital, &login.startup.settings, enter).await {
+            Ok(learnt) => greeting = learnt,
+            Err(refusal) => {
+                return Err((session.take_stream(), ErrorReply { severity: "FATAL", ..refusal }));
+            }
+        }
+    }
     session.renew_names();
+    let (learnt, settings) = greeting;
+    let (pid, key) = (session.client.pid, &session.client.key);
+    greet(session.output.tail(), &learnt.parameters, &settings, pid, key);
     Ok(session)
+}
+
+/// Where the one server of a session's is, if that can be told at its login.
+fn own_route(services: &Services, hospital: Option<HospitalId>) -> Option<Route> {
+    let map = services.map.peek();
+    let shard = match (map.shards(), hospital) {
+        ([only], _) => only.id,
+        (_, Some(hospital)) => map.locate(hospital).ok()?,
+        (_, None) => return None,
+    };
+    Some(Route::One { hospital: None, shard, role: Role::Primary })
+}
+
+impl Session {
+    /// Takes the server that is the session's own from now on, gives it the settings of the startup,
+    /// and has the client known by the server's process id.
+    async fn take_own_server(
+        &mut self,
+        route: Route,
+        hospital: Option<HospitalId>,
+        startup: &[(String, String)],
+        enter: impl FnOnce(&Services, i32) -> Option<Arc<Client>>,
+    ) -> Result<(Arc<Learnt>, Arc<SettingsMap>), ErrorReply> {
+        let mut attached = match self.attach(&Run::new(route)).await {
+            Ok(attached) => attached,
+            Err(Unattached::Refused(refusal) | Unattached::End(End::Fatal(refusal))) => {
+                return Err(refusal);
+            }
+            Err(Unattached::Server(_) | Unattached::End(_)) => return Err(refusals::not_ready()),
+        };
+        let server = &mut *attached.checkout.server;
+        let learnt = Arc::new(Learnt {
+            parameters: server.parameters.clone(),
+            search_path: server.default_path.clone(),
+        });
+        let mut settings = SettingsMap::new();
+        for (name, value) in startup {
+            answer::check_setting(name, value)?;
+            let value = match name.as_str() {
+                "application_name" => &application_name(value),
+                _ => value,
+            };
+            let asked = server.run_collect(&params::set_statement(name, value, false)).await;
+            let canonical = startup_answer(name, asked)?;
+            if !learnt.has(name, &canonical) {
+                settings.insert(name.clone(), canonical);
+            }
+        }
+        let settings = share(&self.services, settings);
+        self.default_path = learnt.search_path.clone();
+        self.ledger = Ledger::new(settings.clone(), hospital);
+        // Nobody finds it under both: the first key was never told.
+        self.services.directory.leave(&self.client);
+        self.client.on_detach();
+        self.client = enter(&self.services, server.pid).ok_or_else(refusals::too_many_clients)?;
+        server.told_pid = server.pid;
+        self.hold(&attached.checkout);
+        attached.pins.insert(Pin::SessionMode);
+        self.keep(attached);
+        self.is_own = true;
+        Ok((learnt, settings))
+    }
+
+    /// For the last word to its client.
+    fn take_stream(&mut self) -> Stream {
+        let (closed, _) = tokio::io::duplex(1);
+        std::mem::replace(&mut self.stream, Stream::Memory(Box::new(closed)))
+    }
+}
+
+impl Learnt {
+    /// The server reports this value of the setting by itself.
+    fn has(&self, name: &str, value: &str) -> bool {
+        self.parameters.iter().any(|(n, v)| n.eq_ignore_ascii_case(name) && v == value)
+    }
+}
+
+/// What a server said to a setting of the startup: its spelling of the value, or why not.
+fn startup_answer(
+    name: &str,
+    asked: Result<Result<Vec<Option<String>>, ServerError>, server::Error>,
+) -> Result<String, ErrorReply> {
+    match asked {
+        Ok(Ok(rows)) => Ok(rows.into_iter().flatten().next().unwrap_or_default()),
+        Ok(Err(error)) if error.code() == "42704" => Err(refusals::unknown_setting(name)),
+        Ok(Err(error)) if error.code() == "55P02" => Err(refusals::setting_at_start_only(name)),
+        Ok(Err(_)) => Err(refusals::bad_setting(name)),
+        Err(_) => Err(refusals::not_ready()),
+    }
 }
 
 async fn prepare(
@@ -127,9 +247,7 @@ async fn prepare(
             "application_name" => application_name(value),
             _ => check(services, login, pools, name, value).await?,
         };
-        let is_default =
-            learnt.parameters.iter().any(|(n, v)| n.eq_ignore_ascii_case(name) && *v == value);
-        if !is_default {
+        if !learnt.has(name, &value) {
             settings.insert(name.clone(), value);
         }
     }
@@ -199,17 +317,9 @@ async fn check(
         }
     }
     let sql = params::set_statement(name, value, true);
-    match checkout.server.run_collect(&sql).await {
-        Ok(Ok(rows)) => {
-            let canonical = rows.into_iter().flatten().next().unwrap_or_default();
-            services.greetings.checked.insert(key, canonical.clone());
-            Ok(canonical)
-        }
-        Ok(Err(error)) if error.code() == "42704" => Err(refusals::unknown_setting(name)),
-        Ok(Err(error)) if error.code() == "55P02" => Err(refusals::setting_at_start_only(name)),
-        Ok(Err(_)) => Err(refusals::bad_setting(name)),
-        Err(_) => Err(refusals::not_ready()),
-    }
+    let canonical = startup_answer(name, checkout.server.run_collect(&sql).await)?;
+    services.greetings.checked.insert(key, canonical.clone());
+    Ok(canonical)
 }
 
 /// As Postgres keeps it: cut, and printable ASCII only.

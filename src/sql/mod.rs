@@ -141,6 +141,8 @@ pub enum Effect {
     Discard(Discard),
     /// Leaves something on the server that can't be moved to another.
     Pin(Pin),
+    /// May take away what keeps a session on its server (UNLISTEN, CLOSE).
+    Unpin,
     /// DDL: the catalog must be read again.
     Ddl,
     /// May have changed settings unseen (DO, CALL, a function not declared safe): the server is
@@ -243,11 +245,11 @@ pub enum Discard {
 /// Things that stay on one server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Pin {
-    /// LISTEN (UNLISTEN ends it).
+    /// LISTEN.
     Listen,
     /// CREATE TEMP, SELECT INTO TEMP.
     TempTable,
-    /// Session-level advisory lock.
+    /// Session-level advisory lock, taken or released.
     AdvisoryLock,
     /// DECLARE ... WITH HOLD.
     HoldCursor,

@@ -120,6 +120,7 @@ fn passes(
         rights: &rights,
         hospital: None,
         transaction: None,
+        pinned: None,
         block: Block::None,
         guard: GuardMode::Strict,
     };

@@ -248,14 +248,14 @@ impl Client {
     }
 
     /// A StartupMessage of `name=value` words; `+` stands for a space in a value.
-    fn startup(&self, out: &mut BytesMut, words: &str, minor: u8) {
+    fn startup(&self, out: &mut BytesMut, words: &str, minor: u16) {
         let spaced: Vec<(&str, String)> = words
             .split_whitespace()
             .filter_map(|word| word.split_once('='))
             .map(|(name, value)| (name, value.replace('+', " ")))
             .collect();
         startup::write_startup(out, spaced.iter().map(|(name, value)| (*name, value.as_str())));
-        out[7] = minor;
+        out[6..8].copy_from_slice(&minor.to_be_bytes());
     }
 
     /// What comes until silence.

@@ -18,6 +18,7 @@ mod leaks;
 mod local;
 mod login_transcripts;
 mod operations;
+mod pins;
 mod protocol;
 mod refusals;
 mod route_command;

@@ -63,6 +63,11 @@ fn every_refusal_has_its_words() {
             other_hospital_in_transaction(),
         ),
         (
+            "pinned_elsewhere",
+            "the session keeps a server (session mode, LISTEN, ...), and the statement is for a hospital on another shard, or for another than what it keeps there",
+            pinned_elsewhere(),
+        ),
+        (
             "login_may_not_reach",
             "statement, comment or setting name a hospital that the users file does not give this login",
             login_may_not_reach(),

@@ -137,6 +137,7 @@ impl Setting {
             rights: &self.rights,
             hospital: self.hospital,
             transaction: self.transaction.map(bound),
+            pinned: None,
             block: self.block,
             guard: self.guard,
         }

@@ -17,7 +17,12 @@ impl Session {
         let (max, threshold) =
             (config.pool.max_prepared_statements, config.pool.server_prepare_threshold);
         let input = self.input.as_slice();
+        let is_own = self.has_own_server();
         let server = &mut *attached.checkout.server;
+        if is_own {
+            emit_as_sent(server, batch, input);
+            return;
+        }
         for step in &batch.steps {
             let frame = &input[step.frame.clone()];
             let body = &frame[HEADER_BYTES..];
@@ -68,11 +73,46 @@ impl Session {
                 StepKind::CloseStatement => {
                     server.synthesize(Message::Close, CLOSE_COMPLETE);
                 }
+                // Only where the server is the session's own.
+                StepKind::Own(_) => {}
                 StepKind::Local(message, bytes) => server.synthesize(*message, bytes.clone()),
                 StepKind::Sync => send_sync(server),
                 StepKind::Flush => server.send_bytes(frame),
             }
         }
+    }
+}
+
+/// As [`Session::emit`], to a server that has the client's own names.
+fn emit_as_sent(server: &mut ServerConn, batch: &Batch, input: &[u8]) {
+    for step in &batch.steps {
+        let frame = &input[step.frame.clone()];
+        let message = match &step.kind {
+            StepKind::Parse(_) => Message::Parse,
+            StepKind::Bind(_) => Message::Bind,
+            StepKind::DescribeStatement(_) => Message::Describe,
+            StepKind::CloseStatement => Message::Close,
+            StepKind::Execute => Message::Execute,
+            StepKind::Portal(message) | StepKind::Control(message, ..) | StepKind::Own(message) => {
+                *message
+            }
+            StepKind::Local(message, bytes) => {
+                server.synthesize(*message, bytes.clone());
+                continue;
+            }
+            StepKind::Sync => {
+                send_sync(server);
+                continue;
+            }
+            StepKind::Flush => {
+                server.send_bytes(frame);
+                continue;
+            }
+        };
+        if message == Message::Parse {
+            server.prepared.parse_unnamed(None);
+        }
+        server.send(message, Expect::Forward, |out| out.extend_from_slice(frame));
     }
 }
 

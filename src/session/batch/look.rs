@@ -55,6 +55,9 @@ impl Session {
             tag::DESCRIBE => {
                 let named = Named::read_describe(&self.input.as_slice()[body])?;
                 match named.kind {
+                    Kind::Statement if self.is_servers_own(named.name) => {
+                        StepKind::Own(Message::Describe)
+                    }
                     Kind::Statement => {
                         let statement = self.statement(named.name)?;
                         self.look_at_describe(batch, statement)?
@@ -102,7 +105,7 @@ impl Session {
         let max = self.services.config.load().pool.max_client_statements;
         let before = self.statements.get(parse.name).cloned();
         if !parse.name.is_empty() {
-            if before.is_some() {
+            if before.is_some() && !self.has_own_server() {
                 return Err(refusals::duplicate_statement(&name_of(parse.name)).into());
             }
             if self.statements.len() >= max {
@@ -169,6 +172,9 @@ impl Session {
 
     fn look_at_bind(&mut self, batch: &mut Batch, body: Range<usize>) -> Result<StepKind, Trouble> {
         let bind = Bind::read(&self.input.as_slice()[body.clone()])?;
+        if self.is_servers_own(bind.statement) {
+            return Ok(StepKind::Own(Message::Bind));
+        }
         let statement = self.statement(bind.statement)?;
         let kept = self.facts(batch, &statement)?;
         self.check_failed(&kept.analysis)?;
@@ -182,7 +188,7 @@ impl Session {
         let is_unknown = kept.analysis.statements.iter().any(|s| s.unknown_names);
         let place = self.place(batch, &kept);
         if let Place::Server = place {
-            if !bind.portal.is_empty() && sets_by_function(&kept) {
+            if !bind.portal.is_empty() && sets_by_function(&kept) && !self.has_own_server() {
                 // FETCH could run it, unseen.
                 return Err(refusals::unsupported(
                     "set_config in a portal with a name",
@@ -235,6 +241,11 @@ impl Session {
         }
     }
 
+    /// A name that pgward has not heard of, and the session's own server may have (PREPARE).
+    fn is_servers_own(&self, name: &[u8]) -> bool {
+        self.has_own_server() && self.is_unguarded() && self.statements.get(name).is_none()
+    }
+
     /// The statement of a portal and where it runs; `None` where the server that is held may know
     /// it.
     pub(super) fn portal(
@@ -246,6 +257,9 @@ impl Session {
             return Ok(Some((portal.statement.clone(), portal.place)));
         }
         let Some(attached) = &self.attached else {
+            if self.has_own_server() {
+                return Ok(None);
+            }
             return Err(refusals::no_portal(&name_of(name)).into());
         };
         let Some(portal) = attached.portals.iter().find(|portal| *portal.name == *name) else {
@@ -307,7 +321,11 @@ impl Session {
                 .clone()
                 .any(|of| params::changes_names(of) || (may_undo && params::takes_back(of)));
         // Answered at once, it would come ahead of them.
-        if batch.needs_server && effects.clone().any(|of| matches!(of, Effect::Discard(_))) {
+        let is_own = self.has_own_server();
+        if batch.needs_server
+            && !is_own
+            && effects.clone().any(|of| matches!(of, Effect::Discard(_)))
+        {
             return Err(refusals::unsupported(
                 "DISCARD behind other statements in one batch",
                 "Send Sync before it.",
@@ -403,7 +421,8 @@ impl Session {
             && matches!(run.route, Route::Any { .. })
             && batch.steps.iter().all(|step| !matches!(step.kind, StepKind::Control(..)))
             && (batch.has_sync || self.is_preparation(batch));
-        run.is_own_batch = self.attached.is_none() && self.is_preparation(batch);
+        run.is_own_batch =
+            self.attached.is_none() && !self.has_own_server() && self.is_preparation(batch);
         if !batch.needs_server && self.attached.is_none() {
             return Ok(());
         }
@@ -435,6 +454,7 @@ impl Session {
                     let (name, statement) = (bind.portal.into(), statement.clone());
                     bound.push(Portal { name, statement, effect });
                 }
+                StepKind::Own(_) => run.on_unknown(),
                 StepKind::Portal(Message::Close) => {
                     let name = Named::read_close(body)?.name;
                     bound.retain(|portal| *portal.name != *name);

@@ -61,6 +61,8 @@ enum StepKind {
     /// Describe or Close of a portal, Execute: as sent.
     Portal(Message),
     Execute,
+    /// To the session's own server as sent: only that one knows what it is about.
+    Own(Message),
     /// Answered here when its turn comes.
     Local(Message, Bytes),
     /// Transaction control: the server's if the batch goes to one, else answered here.
@@ -124,13 +126,13 @@ struct Batch {
 }
 
 impl Batch {
-    pub(super) fn new(snapshot: Arc<Snapshot>, end: usize) -> Self {
+    pub(super) fn new(snapshot: Arc<Snapshot>, end: usize, needs_server: bool) -> Self {
         Self {
             snapshot,
             steps: Vec::with_capacity(STEPS_USUAL),
             end,
             route: None,
-            needs_server: false,
+            needs_server,
             has_sync: false,
             named: Vec::new(),
             portals: Vec::new(),
@@ -239,7 +241,7 @@ impl Session {
         }
         let Some(end) = self.batch_end(limit)? else { return Ok(false) };
         let loss = self.loss.take();
-        let mut batch = Batch::new(self.services.catalog.current(), end);
+        let mut batch = Batch::new(self.services.catalog.current(), end, self.has_own_server());
         let before = self.ledger_before.take();
         batch.ledger_before.clone_from(&before);
         let mut looked = self.look_at_batch(&mut batch);
@@ -248,7 +250,7 @@ impl Session {
         {
             self.take_back_names(std::mem::take(&mut batch.named), 0);
             self.take_back_settings(&mut batch);
-            batch = Batch::new(self.services.catalog.current(), end);
+            batch = Batch::new(self.services.catalog.current(), end, self.has_own_server());
             batch.ledger_before = before;
             looked = self.look_at_batch(&mut batch);
         }
@@ -328,7 +330,7 @@ impl Session {
         match self.relay(&mut attached, &mut running, Until::Settled, 0).await? {
             Relayed::Lost => self.on_lost(attached, &run, &running),
             _ => {
-                self.settle(attached, &run, running);
+                self.finish(attached, &run, running).await;
                 Ok(())
             }
         }
@@ -421,8 +423,7 @@ impl Session {
                     } else if !batch.has_sync {
                         self.ledger_before = batch.ledger_before.take();
                     }
-                    self.restore_startup(&mut attached, &running).await;
-                    self.settle(attached, &run, running);
+                    self.finish(attached, &run, running).await;
                 }
                 Relayed::Lost => {
                     self.take_back_settings(&mut batch);

@@ -469,11 +469,10 @@ impl<'a> Walk<'a> {
             }
             FunctionKind::PerShard if listed == Some(Listed::Lock) => {
                 self.is_per_shard(format!("function {name}"));
-                self.found.effect = Effect::Pin(Pin::AdvisoryLock);
-                self.unsupported(
-                    format!("function {name}"),
-                    "Use pg_advisory_xact_lock, which ends with its transaction.",
-                );
+                // What is opaque is looked at for locks, too.
+                if self.found.effect != Effect::Opaque {
+                    self.found.effect = Effect::Pin(Pin::AdvisoryLock);
+                }
             }
             FunctionKind::PerShard => self.is_per_shard(format!("function {name}")),
             FunctionKind::Unkeyed => {

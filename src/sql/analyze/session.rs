@@ -109,17 +109,23 @@ impl<'a> Walk<'a> {
                     "FETCH"
                 }
             }
-            Node::ClosePortalStmt(_) => "CLOSE",
+            Node::ClosePortalStmt(_) => {
+                self.found.effect = Effect::Unpin;
+                "CLOSE"
+            }
             Node::NotifyStmt(_) => {
                 self.is_per_shard("NOTIFY");
                 "NOTIFY"
             }
             Node::ListenStmt(_) => {
                 self.found.effect = Effect::Pin(Pin::Listen);
-                self.refuse("LISTEN", "Connect to the shard itself.")
+                self.is_per_shard("LISTEN");
+                "LISTEN"
             }
-            // Nobody listens, so there is nothing to end; drivers send it to be sure.
-            Node::UnlistenStmt(_) => "UNLISTEN",
+            Node::UnlistenStmt(_) => {
+                self.found.effect = Effect::Unpin;
+                "UNLISTEN"
+            }
             Node::LoadStmt(_) => {
                 self.found.effect = Effect::Pin(Pin::Load);
                 self.refuse("LOAD", "Set session_preload_libraries on the servers.")
@@ -167,7 +173,6 @@ impl<'a> Walk<'a> {
         self.top(cursor.query())?;
         if cursor.options & HOLD != 0 {
             self.found.effect = Effect::Pin(Pin::HoldCursor);
-            self.unsupported("DECLARE CURSOR WITH HOLD", "Read it within a transaction.");
         }
         // Later FETCHes must find its server.
         self.found.per_shard.get_or_insert("DECLARE CURSOR".into());

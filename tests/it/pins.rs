@@ -1,0 +1,286 @@
+//! What keeps a client on its server, and that it does so for as long as its cause lasts; session
+//! mode, which is a cause of its own.
+
+use tokio_postgres::Client;
+
+use crate::support::raw::{execute, message, query, sync};
+use crate::support::*;
+
+const TRUST: (&str, &str) = ("auth", "auth_type = \"trust\"");
+const ROUTE: (&str, &str) = ("guard", "mode = \"route\"");
+const ONE_SERVER: (&str, &str) = ("pool", "default_pool_size = 1");
+const SHORT_WAIT: (&str, &str) = ("pool", "query_wait_timeout = 1");
+const SESSION: (&str, &str) = ("pool", "pool_mode = \"session\"");
+
+/// Nothing is guarded: one shard, whose database `app` owns.
+fn open_ward(config: &[(&str, &str)]) -> Ward {
+    let shards = shards();
+    let map = one_shard_map(shards.primary.port(), "shard0");
+    Ward::start(shards, &WardOptions { map: Some(map), config })
+}
+
+/// The pin of the one client of `user` that has one, as SHOW CLIENTS tells it.
+async fn pin(console: &Client) -> String {
+    let rows = console.simple_query("SHOW CLIENTS").await.expect("SHOW CLIENTS");
+    let pins: Vec<String> = rows
+        .iter()
+        .filter_map(|message| match message {
+            tokio_postgres::SimpleQueryMessage::Row(row) => row.get("pin").map(str::to_owned),
+            _ => None,
+        })
+        .filter(|pin| !pin.is_empty())
+        .collect();
+    assert!(pins.len() <= 1, "{pins:?}");
+    pins.into_iter().next().unwrap_or_default()
+}
+
+#[tokio::test]
+async fn a_client_keeps_its_server_as_long_as_the_cause_lasts() {
+    let ward = open_ward(&[ROUTE, ONE_SERVER, SHORT_WAIT]);
+    let (client, other, console) =
+        (ward.connect().await, ward.connect().await, ward.console().await);
+    for (begin, works, end, name) in [
+        (
+            "CREATE TEMP TABLE t (x int)",
+            "INSERT INTO t VALUES (1)",
+            "DROP TABLE t",
+            "temporary table",
+        ),
+        ("SELECT 1 AS x INTO TEMP t", "SELECT x FROM t", "DROP TABLE t", "temporary table"),
+        (
+            "CREATE TEMP VIEW t AS SELECT 1 AS x",
+            "SELECT x FROM t",
+            "DROP VIEW t",
+            "temporary table",
+        ),
+        (
+            "DO $$ BEGIN CREATE TEMP TABLE t (x int); END $$",
+            "INSERT INTO t VALUES (1)",
+            "DISCARD TEMP",
+            "temporary table",
+        ),
+        ("LISTEN news", "SELECT 1", "UNLISTEN news", "LISTEN"),
+        ("SELECT pg_advisory_lock(7)", "SELECT 1", "SELECT pg_advisory_unlock(7)", "advisory lock"),
+        (
+            "BEGIN; DECLARE c CURSOR WITH HOLD FOR SELECT * FROM regions; COMMIT",
+            "FETCH 1 FROM c",
+            "CLOSE c",
+            "cursor WITH HOLD",
+        ),
+        (
+            "CREATE TEMP TABLE t (x int); LISTEN news",
+            "SELECT 1",
+            "DISCARD ALL",
+            "LISTEN, temporary table",
+        ),
+    ] {
+        simple(&client, begin).await.unwrap_or_else(|e| panic!("{begin}: {}", tell(&e)));
+        // The client has its answer before pgward has asked the server.
+        eventually(&format!("{name} after {begin}"), async || pin(&console).await == name).await;
+        assert_eq!(refusal(&other, "SELECT 1").await.0, "57014", "{begin} keeps the one server");
+        simple(&client, works).await.unwrap_or_else(|e| panic!("{works}: {}", tell(&e)));
+        simple(&client, end).await.unwrap_or_else(|e| panic!("{end}: {}", tell(&e)));
+        eventually(&format!("no pin after {end}"), async || pin(&console).await.is_empty()).await;
+        assert_eq!(value(&other, "SELECT 1").await, "1", "after {end}");
+        assert_eq!(value(&other, "SELECT count(*) FROM pg_listening_channels()").await, "0");
+        assert_eq!(value(&other, "SELECT to_regclass('t') IS NULL").await, "t", "after {end}");
+    }
+    let metrics = http_get(ward.metrics_port, "/metrics").1;
+    for (reason, count) in [("LISTEN", 2), ("temporary table", 5), ("advisory lock", 1)] {
+        let line = format!("pgward_pins_total{{reason=\"{reason}\"}} {count}");
+        assert!(metrics.contains(&line), "no {line} in\n{metrics}");
+    }
+}
+
+#[tokio::test]
+async fn what_is_rolled_back_keeps_nothing() {
+    let ward = open_ward(&[ROUTE, ONE_SERVER, SHORT_WAIT]);
+    let (client, other, console) =
+        (ward.connect().await, ward.connect().await, ward.console().await);
+    for begin in ["CREATE TEMP TABLE t (x int)", "LISTEN news"] {
+        for end in ["ROLLBACK", "SAVEPOINT s"] {
+            simple(&client, "BEGIN").await.expect("BEGIN");
+            simple(&client, begin).await.expect(begin);
+            if end != "ROLLBACK" {
+                simple(&client, "SELECT 1/0").await.expect_err("a failed block");
+            }
+            simple(&client, "ROLLBACK").await.expect("ROLLBACK");
+            assert_eq!(value(&other, "SELECT 1").await, "1");
+            assert_eq!(pin(&console).await, "", "{begin}, {end}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_pinned_client_that_leaves_leaves_nothing() {
+    let ward = open_ward(&[ROUTE, ONE_SERVER]);
+    for begin in [
+        "CREATE TEMP TABLE regions (x int)",
+        "LISTEN news",
+        "SELECT pg_advisory_lock(8)",
+        "CREATE TEMP TABLE regions (x int); SET work_mem = '9MB'",
+    ] {
+        let client = ward.connect().await;
+        simple(&client, begin).await.expect(begin);
+        drop(client);
+        let next = ward.connect().await;
+        assert_eq!(value(&next, "SELECT count(*) > 3 FROM regions").await, "t", "{begin}");
+        assert_eq!(value(&next, "SHOW work_mem").await, "4MB", "{begin}");
+        assert_eq!(value(&next, "SELECT count(*) FROM pg_listening_channels()").await, "0");
+        let locks = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'";
+        assert_eq!(value(&next, locks).await, "0", "{begin}");
+    }
+}
+
+/// Process id and key of a login.
+fn login(ward: &Ward) -> (Raw, i32) {
+    let mut raw = Raw::connect(ward);
+    raw.send(&raw::startup(0x0003_0000));
+    let messages = raw.until(b'Z').expect("a login");
+    let key = messages.iter().find(|message| message.tag == b'K').expect("BackendKeyData");
+    let pid = i32::from_be_bytes(key.body[..4].try_into().expect("four bytes"));
+    (raw, pid)
+}
+
+fn row(messages: &[Message]) -> String {
+    let row = messages.iter().find(|message| message.tag == b'D').expect("a row");
+    String::from_utf8_lossy(&row.body[6..]).into_owned()
+}
+
+#[test]
+fn notifications_come_while_idle_and_name_their_sender() {
+    let ward = open_ward(&[TRUST, ROUTE, ("pool", "default_pool_size = 2")]);
+    let (mut listener, told) = login(&ward);
+    listener.send(&query("LISTEN news"));
+    listener.until(b'Z').expect("it listens");
+    // Its own: it knows itself by what it was told at its login.
+    listener.send(&query("NOTIFY news, 'mine'"));
+    let messages = listener.until(b'A').expect("its own notification");
+    let mine = messages.last().expect("the notification");
+    assert_eq!(mine.body[..4], told.to_be_bytes());
+    assert!(mine.body.ends_with(b"news\0mine\0"), "{mine:?}");
+    let mut other = Raw::login(&ward);
+    other.send(&query("SELECT pg_backend_pid()"));
+    let other_pid = row(&other.until(b'Z').expect("an answer"));
+    other.send(&query("NOTIFY news, 'theirs'"));
+    other.until(b'Z').expect("sent");
+    let messages = listener.until(b'A').expect("one while it is idle");
+    let theirs = messages.last().expect("the notification");
+    assert_eq!(theirs.body[..4], other_pid.parse::<i32>().expect("a pid").to_be_bytes());
+    listener.send(&query("UNLISTEN *"));
+    listener.until(b'Z').expect("no more");
+    other.send(&query("NOTIFY news, 'late'"));
+    other.until(b'Z').expect("sent");
+    listener.send(&query("SELECT 1"));
+    let messages = listener.until(b'Z').expect("an answer");
+    assert!(messages.iter().all(|message| message.tag != b'A'), "{messages:?}");
+}
+
+#[tokio::test]
+async fn under_guard_a_pin_is_for_one_shard() {
+    let shards = shards();
+    let config = [("pool", "default_pool_size = 2")];
+    let ward = Ward::start(shards, &WardOptions { config: &config, ..Default::default() });
+    let client = ward.connect().await;
+    let (here, there) = (shards.hospital(1, 2), shards.hospital(2, 2));
+    let other_here = shards.hospital(1, 1);
+    let count = |id| format!("SELECT count(*) FROM patients WHERE hospital_id = '{id}'");
+    assert_eq!(refusal(&client, "LISTEN news").await.0, "PW001", "which shard?");
+    simple(&client, &format!("SET pgward.hospital_id = '{here}'")).await.expect("SET");
+    simple(&client, "LISTEN news").await.expect("LISTEN");
+    simple(&client, "RESET pgward.hospital_id").await.expect("RESET");
+    assert_eq!(value(&client, &count(here)).await, "2");
+    assert_eq!(value(&client, &count(other_here)).await, "1", "LISTEN holds no rows");
+    assert_eq!(refusal(&client, &count(there)).await.0, "0A000");
+    simple(&client, "UNLISTEN news").await.expect("UNLISTEN");
+    assert_eq!(value(&client, &count(there)).await, "2");
+    // A cursor holds rows of its hospital.
+    let declare = format!(
+        "DECLARE c CURSOR WITH HOLD FOR SELECT name FROM patients WHERE hospital_id = '{here}'"
+    );
+    simple(&client, "BEGIN").await.expect("BEGIN");
+    simple(&client, &declare).await.expect("DECLARE");
+    simple(&client, "COMMIT").await.expect("COMMIT");
+    assert_eq!(simple(&client, "FETCH 1 FROM c").await.expect("FETCH").len(), 1);
+    assert_eq!(refusal(&client, &count(other_here)).await.0, "0A000");
+    assert_eq!(value(&client, &count(here)).await, "2");
+    simple(&client, "CLOSE c").await.expect("CLOSE");
+    assert_eq!(value(&client, &count(other_here)).await, "1");
+}
+
+#[test]
+fn in_session_mode_a_client_has_one_server_and_its_process_id() {
+    let ward = open_ward(&[TRUST, ROUTE, SESSION, ONE_SERVER]);
+    for _ in 0..3 {
+        let (mut raw, told) = login(&ward);
+        let mut ask = |sql: &str| {
+            raw.send(&query(sql));
+            raw.until(b'Z').expect(sql)
+        };
+        assert_eq!(row(&ask("SELECT pg_backend_pid()")), told.to_string());
+        ask("SET work_mem = '9MB'");
+        ask("CREATE TEMP TABLE t AS SELECT 41 AS x");
+        ask("PREPARE mine (int) AS SELECT x + $1 FROM t");
+        assert_eq!(row(&ask("EXECUTE mine (1)")), "42");
+        assert_eq!(row(&ask("SHOW work_mem")), "9MB");
+        assert_eq!(row(&ask("SELECT name FROM pg_prepared_statements")), "mine");
+        // The protocol's names and SQL's are the same.
+        let bind = message(b'B', &[b"\0mine\0\0\0\0\x01\0\0\0\x012\0\0"]);
+        raw.send(&[bind, execute(), sync()].concat());
+        assert_eq!(row(&raw.until(b'Z').expect("an answer")), "43");
+        let parse = message(b'P', &[b"other\0SELECT 7\0\0\0"]);
+        raw.send(&[parse, sync()].concat());
+        raw.until(b'Z').expect("parsed");
+        let mut ask = |sql: &str| {
+            raw.send(&query(sql));
+            raw.until(b'Z').expect(sql)
+        };
+        assert_eq!(row(&ask("EXECUTE other")), "7");
+        ask("DEALLOCATE other; SELECT 1");
+        let gone = ask("EXECUTE other");
+        assert_eq!(gone[0].sqlstate(), "26000");
+        ask("DISCARD ALL");
+        assert_eq!(row(&ask("SELECT count(*) FROM pg_prepared_statements")), "0");
+        assert_eq!(row(&ask("SHOW work_mem")), "4MB");
+        ask("SET work_mem = '9MB'");
+    }
+}
+
+#[test]
+fn the_death_of_a_kept_server_is_the_clients() {
+    let config = [TRUST, ROUTE, SESSION, ("pool", "default_pool_size = 3")];
+    let ward = open_ward(&config);
+    let mut killer = Raw::login(&ward);
+    for is_idle in [true, false] {
+        let (mut raw, told) = login(&ward);
+        if !is_idle {
+            raw.send(&query("SELECT pg_sleep(60)"));
+        }
+        killer.send(&query(&format!("SELECT pg_terminate_backend({told})")));
+        killer.until(b'Z').expect("an answer");
+        let last = raw.until_closed();
+        let fatal = last.last().expect("a last word");
+        assert_eq!(fatal.sqlstate(), "57P01", "{last:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_session_without_a_shard_gets_its_server_with_its_first_key() {
+    let shards = shards();
+    let config = [SESSION, ("pool", "default_pool_size = 2")];
+    let ward = Ward::start(shards, &WardOptions { config: &config, ..Default::default() });
+    let (here, there) = (shards.hospital(1, 2), shards.hospital(2, 2));
+    let client = ward.connect().await;
+    let count = |id| format!("SELECT count(*) FROM patients WHERE hospital_id = '{id}'");
+    assert_eq!(value(&client, "SELECT 1").await, "1");
+    assert_eq!(value(&client, &count(here)).await, "2");
+    assert_eq!(value(&client, &count(here)).await, "2");
+    assert_eq!(refusal(&client, &count(there)).await.0, "0A000");
+    // And with one named at its login.
+    let mut config = ward.client_config();
+    config.options(format!("-c pgward.hospital_id={there}"));
+    let client = ward.connect_with(&config).await.expect("a login");
+    assert_eq!(value(&client, &count(there)).await, "2");
+    let pid = value(&client, "SELECT pg_backend_pid()").await;
+    assert_eq!(value(&client, "SELECT pg_backend_pid()").await, pid);
+}
