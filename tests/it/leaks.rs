@@ -4,7 +4,8 @@
 //! Each client has a twin connected to Postgres itself, which is sent the same bytes. After every
 //! step both must have had the same answers, and at many steps both must report the same settings,
 //! role, search_path and reading of a date. Whatever leaks from one client to the other, or is lost
-//! on the way from server to server, makes a client differ from its twin.
+//! on the way from server to server, makes a client differ from its twin. Queries are cancelled, clients
+//! die where they are; in some scenes clients also leave things on servers that pin them there.
 //!
 //! `LEAK_ROUNDS` plays more rounds, `LEAK_SEED` another seed (of one round, as a failure prints it).
 
@@ -51,6 +52,8 @@ struct Pair {
     name: &'static str,
     ward: Raw,
     twin: Raw,
+    /// Where each takes cancel requests, and what they must say.
+    cancels: [(u16, Vec<u8>); 2],
     startup: &'static [(&'static str, &'static str)],
     hospital: Uuid,
     /// Transaction status, by ReadyForQuery.
@@ -59,6 +62,7 @@ struct Pair {
     holds: bool,
     /// As its scene.
     is_strict: bool,
+    has_pins: bool,
     /// A batch is open: no Sync since.
     is_unsynced: bool,
     /// What was sent, for a failure.
@@ -75,6 +79,30 @@ struct Step {
     needs_server: bool,
 }
 
+/// Statements that make and end what keeps a client on its server. Locks are shared, since a client
+/// and its twin take the same.
+const PINNING: [&str; 14] = [
+    "CREATE TEMP TABLE t (x int)",
+    "CREATE TEMP TABLE t ON COMMIT DROP AS SELECT 1 AS x",
+    "DO $$ BEGIN CREATE TEMP TABLE t (x int); END $$",
+    "INSERT INTO t VALUES (1)",
+    "DROP TABLE IF EXISTS pg_temp.t",
+    "DISCARD TEMP",
+    "LISTEN news",
+    "LISTEN other",
+    "UNLISTEN news",
+    "UNLISTEN *",
+    "SELECT pg_advisory_lock_shared(42)",
+    "SELECT pg_advisory_unlock_all()",
+    "DECLARE held CURSOR WITH HOLD FOR SELECT 1",
+    "CLOSE held",
+];
+/// What a probe shows of them.
+const PINS_SEEN: &str = ", (SELECT count(*) FROM pg_listening_channels()),
+    coalesce((SELECT count(*) FROM pg_class WHERE relnamespace = pg_my_temp_schema()), 0),
+    (SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()),
+    (SELECT count(*) FROM pg_cursors WHERE is_holdable)";
+
 /// What one map is like.
 struct Scene {
     ward: Ward,
@@ -83,6 +111,8 @@ struct Scene {
     hospitals: Vec<Uuid>,
     /// Every statement names its hospital.
     is_strict: bool,
+    /// Servers are enough for both clients to keep one each, and they do things that make them.
+    has_pins: bool,
 }
 
 const STARTUPS: [&[(&str, &str)]; 4] = [
@@ -106,7 +136,7 @@ fn one_shard_where_nothing_is_guarded() {
     let ward = Ward::start(shards, &WardOptions { map: Some(map), config: &config });
     let hospitals = vec![shards.hospital(0, 1), shards.hospital(0, 1)];
     let port = shards.primary.port();
-    play(&Scene { ward, port, database: "shard0", hospitals, is_strict: false });
+    play(&Scene { ward, port, database: "shard0", hospitals, is_strict: false, has_pins: false });
 }
 
 #[test]
@@ -124,7 +154,36 @@ fn several_shards_under_guard() {
     // The twin's one database has them all.
     shards.psql(0, &format!("INSERT INTO hospitals VALUES ('{}', 1, 'H', 'twin')", hospitals[1]));
     let port = shards.primary.port();
-    play(&Scene { ward, port, database: "shard0", hospitals, is_strict: true });
+    play(&Scene { ward, port, database: "shard0", hospitals, is_strict: true, has_pins: false });
+}
+
+#[test]
+fn with_what_keeps_clients_on_their_servers() {
+    play_with_pins("transaction", 3);
+}
+
+#[test]
+fn in_session_mode() {
+    play_with_pins("session", 2);
+}
+
+fn play_with_pins(mode: &str, servers: u32) {
+    let shards = shards();
+    prepare(shards);
+    let (mode, size) =
+        (format!("pool_mode = \"{mode}\""), format!("default_pool_size = {servers}"));
+    let config = [
+        TRUST,
+        ("pool", mode.as_str()),
+        ("pool", size.as_str()),
+        ("pool", "query_wait_timeout = 15"),
+        ("guard", "mode = \"route\""),
+    ];
+    let map = one_shard_map(shards.primary.port(), "shard0");
+    let ward = Ward::start(shards, &WardOptions { map: Some(map), config: &config });
+    let hospitals = vec![shards.hospital(0, 1), shards.hospital(0, 1)];
+    let port = shards.primary.port();
+    play(&Scene { ward, port, database: "shard0", hospitals, is_strict: false, has_pins: true });
 }
 
 fn prepare(shards: &Shards) {
@@ -168,7 +227,7 @@ fn round(scene: &Scene, seed: u64) {
     for number in 0..STEPS {
         let at = dice.below(2);
         // Who would wait for the only server, held by the other's block, must not begin to.
-        let other_holds = pairs[1 - at].holds || pairs[1 - at].is_unsynced;
+        let other_holds = !scene.has_pins && (pairs[1 - at].holds || pairs[1 - at].is_unsynced);
         if other_holds && (scene.is_strict || dice.one_in(2)) {
             continue;
         }
@@ -180,6 +239,10 @@ fn round(scene: &Scene, seed: u64) {
                 drop(raw.stream.shutdown(std::net::Shutdown::Both));
             }
             *pair = Pair::new(pair.name, scene, STARTUPS[dice.below(4)], &mut dice);
+            continue;
+        }
+        if !other_holds && !pair.is_unsynced && dice.one_in(60) {
+            pair.run_cancelled(seed, number);
             continue;
         }
         let step = pair.step(scene, &mut dice);
@@ -216,24 +279,31 @@ impl Pair {
             }
             body.push(0);
             raw.send(&packet(&[&0x0003_0000u32.to_be_bytes(), &body]));
+            let mut key = Vec::new();
             loop {
                 let message = raw.message().expect("a login within the time");
                 let told = String::from_utf8_lossy(&message.body);
                 assert_ne!(message.tag, b'E', "{port} {startup:?}: {told}");
-                if message.tag == b'Z' {
-                    return raw;
+                match message.tag {
+                    b'K' => key = message.body,
+                    b'Z' => return (raw, (port, key)),
+                    _ => {}
                 }
             }
         };
+        let (ward, ward_key) = connect(scene.ward.port, "hospital");
+        let (twin, twin_key) = connect(scene.port, scene.database);
         Self {
             name,
-            ward: connect(scene.ward.port, "hospital"),
-            twin: connect(scene.port, scene.database),
+            ward,
+            twin,
+            cancels: [ward_key, twin_key],
             startup,
             hospital: scene.hospitals[dice.below(2)],
             status: b'I',
             holds: false,
             is_strict: scene.is_strict,
+            has_pins: scene.has_pins,
             is_unsynced: false,
             sent: Vec::new(),
         }
@@ -244,6 +314,34 @@ impl Pair {
         self.sent.push(step.told.clone());
         self.ward.send(&step.bytes);
         self.twin.send(&step.bytes);
+        self.compare(step, seed, number);
+    }
+
+    /// Both run something long, which is cancelled.
+    fn run_cancelled(&mut self, seed: u64, number: usize) {
+        let sql =
+            format!("SELECT pg_sleep(60) FROM public.hospitals WHERE id = '{}'", self.hospital);
+        let told = "(cancelled)".to_owned();
+        let step = Step { bytes: query(&sql), told, ready: 1, needs_server: true };
+        self.sent.push(step.told.clone());
+        for (raw, (port, key)) in [&mut self.ward, &mut self.twin].into_iter().zip(&self.cancels) {
+            raw.send(&step.bytes);
+            raw.stream.set_read_timeout(Some(Duration::from_millis(300))).expect("a timeout");
+            let deadline = Instant::now() + PATIENCE;
+            // One that comes before the query does nothing, and the next is sent only then.
+            while raw.stream.peek(&mut [0]).is_err() {
+                assert!(Instant::now() < deadline, "LEAK_SEED={seed} {number}: not cancelled");
+                let mut cancel = TcpStream::connect(("127.0.0.1", *port)).expect("a connection");
+                let request = packet(&[&80_877_102u32.to_be_bytes(), key]);
+                std::io::Write::write_all(&mut cancel, &request).expect("sent");
+                drop(std::io::Read::read(&mut cancel, &mut [0]));
+            }
+            raw.stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+        }
+        self.compare(&step, seed, number);
+    }
+
+    fn compare(&mut self, step: &Step, seed: u64, number: usize) {
         let (mut twin, mut ward) =
             (answers(&mut self.twin, step.ready), answers(&mut self.ward, step.ready));
         if step.bytes[0] != b'Q' && twin.iter().any(|line| line.starts_with('E')) {
@@ -278,8 +376,9 @@ impl Pair {
              current_setting('statement_timeout'), current_setting('transaction_read_only'),
              coalesce(nullif(current_setting('app.x', true), ''), '-'),
              '01/02/2020'::date - '2020-01-01'::date,
-             '2020-01-01 00:00'::timestamptz - '2020-01-01 00:00+00'
+             '2020-01-01 00:00'::timestamptz - '2020-01-01 00:00+00'{}
              FROM public.hospitals WHERE id = '{}'",
+            if self.has_pins { PINS_SEEN } else { "" },
             self.hospital
         );
         let is_batch = dice.one_in(2);
@@ -356,6 +455,10 @@ impl Pair {
     fn plain(&self, dice: &mut Dice, needs_server: &mut bool) -> String {
         // In a block that no server has yet, pgward answers the settings by itself.
         *needs_server |= self.status != b'I' && self.holds;
+        if self.has_pins && dice.one_in(4) {
+            *needs_server = true;
+            return dice.pick(&PINNING).into();
+        }
         match dice.below(6) {
             0 => {
                 *needs_server = true;

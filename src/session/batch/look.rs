@@ -321,9 +321,8 @@ impl Session {
                 .clone()
                 .any(|of| params::changes_names(of) || (may_undo && params::takes_back(of)));
         // Answered at once, it would come ahead of them.
-        let is_own = self.has_own_server();
         if batch.needs_server
-            && !is_own
+            && place == Place::Local
             && effects.clone().any(|of| matches!(of, Effect::Discard(_)))
         {
             return Err(refusals::unsupported(
