@@ -302,7 +302,7 @@ impl Session {
 
 /// On a server it would take away what all clients have prepared there.
 fn forgets_statements(effect: &Effect) -> bool {
-    matches!(effect, Effect::Deallocate(_) | Effect::Discard(_))
+    matches!(effect, Effect::Deallocate(_) | Effect::Discard(crate::sql::Discard::All))
 }
 
 fn sets_hospital(effect: &Effect) -> bool {
