@@ -290,7 +290,10 @@ impl Session {
             },
             SettingValue::Computed | SettingValue::Default => None,
         };
-        if let Some(value) = &value {
+        let is_any_fine = self.has_own_server() && self.is_unguarded();
+        if let Some(value) = &value
+            && !is_any_fine
+        {
             check_setting(&setting.name, value)?;
         }
         Ok(value)

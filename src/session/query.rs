@@ -6,7 +6,7 @@ use super::run::Run;
 use super::settle::send_sync;
 use super::{Attached, End, Session, params, utf8, violation};
 use crate::catalog::Snapshot;
-use crate::route::{Bound, Route, TextValues, Values, refusals, refuse_text};
+use crate::route::{Bound, Role, Route, TextValues, Values, refusals, refuse_text};
 use crate::server::{Expect, Message};
 use crate::shard_map::ShardId;
 use crate::sql::{Analysis, Effect};
@@ -115,7 +115,11 @@ impl Session {
         let body = &self.input.as_slice()[HEADER_BYTES..total];
         // `on_query` has read it once: a malformed one does not come here.
         let sql = frontend::Query::read(body).map(|query| query.sql).unwrap_or_default();
-        let sql = utf8(sql).map_err(plain)?;
+        let sql = match utf8(sql) {
+            Ok(sql) => sql,
+            Err(_) if self.is_unguarded() => return Ok(Look::Run(unread())),
+            Err(refusal) => return Err(plain(refusal)),
+        };
         let snapshot = self.services.catalog.current();
         let context = crate::sql::Context {
             catalog: &snapshot.catalog,
@@ -123,11 +127,12 @@ impl Session {
             role: &self.names.role,
             param_types: &[],
         };
-        let analyzed = self
-            .services
-            .analyzer
-            .analyze(sql, &context)
-            .map_err(|error| plain(refuse_text(&error)))?;
+        let analyzed = match self.services.analyzer.analyze(sql, &context) {
+            Ok(analyzed) => analyzed,
+            // The server has its own words for it, and may be newer than pgward's grammar.
+            Err(_) if self.is_unguarded() => return Ok(Look::Run(unread())),
+            Err(error) => return Err(plain(refuse_text(&error))),
+        };
         let analysis = &*analyzed.analysis;
         let is_attached = self.attached.is_some() || self.has_own_server();
         if analysis.statements.is_empty() && !is_attached {
@@ -298,6 +303,13 @@ impl Session {
             }
         }
     }
+}
+
+/// A text that can't be read, where nothing is guarded.
+fn unread() -> Run {
+    let mut run = Run::new(Route::One { hospital: None, shard: ShardId(0), role: Role::Primary });
+    run.on_unknown();
+    run
 }
 
 /// On a server it would take away what all clients have prepared there.

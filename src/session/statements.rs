@@ -126,6 +126,12 @@ impl Statement {
 }
 
 impl Kept {
+    /// For [`Analysis::unread`].
+    pub fn unread() -> Self {
+        let analysis = Arc::new(Analysis::unread());
+        Self { catalog_version: 0, analysis, literals: Vec::new(), hint: Ok(None) }
+    }
+
     /// A literal that the analysis refers to.
     pub fn literal(&self, slot: u16) -> Option<&str> {
         let found = self.literals.iter().find(|(n, _)| *n == slot);

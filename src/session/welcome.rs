@@ -178,8 +178,11 @@ impl Session {
             search_path: server.default_path.clone(),
         });
         let mut settings = SettingsMap::new();
+        let is_any_fine = self.is_unguarded();
         for (name, value) in startup {
-            answer::check_setting(name, value)?;
+            if !is_any_fine {
+                answer::check_setting(name, value)?;
+            }
             let value = match name.as_str() {
                 "application_name" => &application_name(value),
                 _ => value,

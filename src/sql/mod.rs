@@ -329,6 +329,25 @@ impl Analyzer {
 }
 
 impl Analysis {
+    /// Of a text that has no analysis, for those who run it all the same: it may do anything.
+    pub fn unread() -> Self {
+        let what = "a statement that pgward can't read";
+        let statement = Statement {
+            command: "this statement",
+            access: Access::Write(what.to_owned()),
+            sharded: Vec::new(),
+            per_shard: None,
+            problems: vec![Problem {
+                kind: ProblemKind::Unsupported,
+                subject: what.to_owned(),
+                hint: "",
+            }],
+            effect: Effect::Opaque,
+            unknown_names: false,
+        };
+        Self { statements: vec![statement] }
+    }
+
     /// About how many bytes it takes.
     fn size(&self) -> usize {
         let strings = |statement: &Statement| -> usize {

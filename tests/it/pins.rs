@@ -247,6 +247,38 @@ fn in_session_mode_a_client_has_one_server_and_its_process_id() {
 }
 
 #[test]
+fn what_is_not_read_is_the_servers_where_nothing_is_guarded() {
+    for (mode, is_any_encoding) in
+        [(SESSION, true), (("pool", "pool_mode = \"transaction\""), false)]
+    {
+        let ward = open_ward(&[TRUST, ROUTE, mode, ONE_SERVER]);
+        let mut raw = Raw::login(&ward);
+        let mut ask = |sql: &[u8]| {
+            raw.send(&message(b'Q', &[sql, b"\0"]));
+            raw.until(b'Z').expect("an answer")
+        };
+        let words = ask(b"SELEC 1");
+        assert_eq!(words[0].sqlstate(), "42601");
+        assert!(
+            String::from_utf8_lossy(&words[0].body).contains("Fscan.l"),
+            "not the server's own"
+        );
+        let set = ask(b"SET client_encoding = 'LATIN1'");
+        if !is_any_encoding {
+            assert_eq!(set[0].sqlstate(), "0A000");
+            continue;
+        }
+        let messages = ask(b"SELECT 'caf\xe9'");
+        assert!(messages[1].body.ends_with(b"caf\xe9"), "{messages:?}");
+        let parse = message(b'P', &[b"\0SELECT 'th\xe9'\0\0\0"]);
+        let bind = message(b'B', &[b"\0\0\0\0\0\0\0\0"]);
+        raw.send(&[parse, bind, execute(), sync()].concat());
+        let messages = raw.until(b'Z').expect("an answer");
+        assert!(messages.iter().any(|m| m.tag == b'D' && m.body.ends_with(b"th\xe9")));
+    }
+}
+
+#[test]
 fn the_death_of_a_kept_server_is_the_clients() {
     let config = [TRUST, ROUTE, SESSION, ("pool", "default_pool_size = 3")];
     let ward = open_ward(&config);

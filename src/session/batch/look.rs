@@ -90,7 +90,15 @@ impl Session {
         body: Range<usize>,
     ) -> Result<StepKind, Trouble> {
         let parse = Parse::read(&self.input.as_slice()[body])?;
-        let sql = utf8(parse.sql)?;
+        let sql = match utf8(parse.sql) {
+            Ok(sql) => sql,
+            Err(_) if self.has_own_server() && self.is_unguarded() => {
+                let name = parse.name.to_vec();
+                self.statements.remove(&name);
+                return Ok(StepKind::Own(Message::Parse));
+            }
+            Err(refusal) => return Err(refusal.into()),
+        };
         let mut types = [0u32; 32];
         let count = parse.param_types().len();
         let statement = if count <= types.len() {
@@ -129,9 +137,10 @@ impl Session {
 
     /// Facts of a statement under the catalog of now.
     pub(super) fn facts(&self, batch: &Batch, statement: &Statement) -> Result<Arc<Kept>, Trouble> {
-        statement
-            .analysis(&self.services.analyzer, &batch.snapshot.catalog)
-            .map_err(|error| Trouble::Refused(crate::route::refuse_text(&error)))
+        match statement.analysis(&self.services.analyzer, &batch.snapshot.catalog) {
+            Err(_) if self.is_unguarded() => Ok(Arc::new(Kept::unread())),
+            outcome => outcome.map_err(|error| Trouble::Refused(crate::route::refuse_text(&error))),
+        }
     }
 
     /// Where a statement is answered, as far as it says by itself.
