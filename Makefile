@@ -4,7 +4,7 @@
 CARGO ?= cargo
 export QUICK
 
-.PHONY: help demo test check bench fuzz build fmt clean
+.PHONY: help demo test check bench fuzz soak build fmt clean
 
 help: ## Say what there is
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
@@ -32,6 +32,10 @@ bench: ## CPU per transaction beside PgBouncer (QUICK=1: two minutes)
 fuzz: ## The property tests, two hundred times longer
 	@.ci/need cargo cc libclang
 	PROPTEST_CASES=50000 $(CARGO) test --locked --lib
+
+soak: ## A million statements on eight shards against one Postgres (SOAK_STATEMENTS, SOAK_SEED)
+	@.ci/need cargo cc libclang postgres
+	SOAK_STATEMENTS=$${SOAK_STATEMENTS:-1000000} $(CARGO) test --locked --test it -- --nocapture soak::
 
 build: ## The release binary, target/release/pgward
 	@.ci/need cargo cc libclang

@@ -62,10 +62,12 @@ impl Session {
     }
 
     /// Is the simple Query at the front of the input a ROLLBACK? It needs no word of the loss of
-    /// what it rolls back.
+    /// what it rolls back. ROLLBACK TO does: its savepoint is lost too.
     fn is_rollback(&self, total: usize) -> bool {
         let text = &self.input.as_slice()[HEADER_BYTES..total];
-        text.trim_ascii_start().get(..8).is_some_and(|word| word.eq_ignore_ascii_case(b"rollback"))
+        let mut words = text.split(|byte| !byte.is_ascii_alphabetic()).filter(|w| !w.is_empty());
+        words.next().is_some_and(|word| word.eq_ignore_ascii_case(b"rollback"))
+            && !words.any(|word| word.eq_ignore_ascii_case(b"to"))
     }
 
     /// Decides what to do with the simple Query at the front of the input, and answers it if that

@@ -25,5 +25,6 @@ mod route_command;
 mod route_golden;
 mod routing;
 mod server_login;
+mod soak;
 mod tidy;
 mod transcripts;

@@ -5,6 +5,7 @@
 //! are told apart by hospital: each test makes its own hospitals.
 
 mod client;
+mod dice;
 pub mod fake;
 pub mod notation;
 pub mod raw;
@@ -13,8 +14,9 @@ mod shards;
 mod ward;
 
 pub use client::{Id, refusal, simple, sqlstate, tell, value};
+pub use dice::Dice;
 pub use raw::{Message, Raw, batch};
-pub use shards::{Shards, hospital_on, one_shard_map, shards};
+pub use shards::{REFERENCE_ROWS, SCHEMA, Shards, hospital_on, one_shard_map, shards};
 pub use ward::{Ward, WardOptions, http_get};
 
 use std::time::{Duration, Instant};

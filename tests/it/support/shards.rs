@@ -10,8 +10,8 @@ use uuid::Uuid;
 
 use super::PATIENCE;
 
-const SCHEMA: &str = include_str!("../../../config/schema.sql");
-const REFERENCE_ROWS: &str = include_str!("../../../config/reference-rows.sql");
+pub const SCHEMA: &str = include_str!("../../../config/schema.sql");
+pub const REFERENCE_ROWS: &str = include_str!("../../../config/reference-rows.sql");
 /// Regions of the shards.
 const REGIONS: [&str; 4] = ["north-america", "europe", "asia-pacific", "latin-america"];
 

@@ -9,7 +9,7 @@ use std::process::{Command, Output};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use pgward::cli::local::{Kept, free_port};
+use pgward::cli::local::{Kept, Sandbox, free_port};
 use tokio_postgres::{Client, NoTls};
 
 use super::{PATIENCE, Shards};
@@ -36,22 +36,27 @@ pub struct WardOptions<'a> {
 impl Ward {
     /// Starts it in front of `shards` and waits until it takes clients.
     pub fn start(shards: &Shards, options: &WardOptions<'_>) -> Self {
+        let map = options.map.clone().unwrap_or_else(|| shards.map());
+        Self::start_in(&shards.sandbox, &map, options.config)
+    }
+
+    /// As [`Self::start`], with the shards that `map` names.
+    pub fn start_in(sandbox: &Sandbox, map: &str, config_lines: &[(&str, &str)]) -> Self {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let directory = shards.directory().join(format!("ward-{number}"));
+        let directory = sandbox.directory().join(format!("ward-{number}"));
         std::fs::create_dir(&directory).expect("a directory for pgward");
         let port = free_port().expect("a port");
         // A port is free until somebody listens on it, so the same one may be found twice.
         let other = std::iter::repeat_with(|| free_port().expect("a port"));
         let metrics_port = { other }.find(|found| *found != port).expect("another port");
-        let map = options.map.clone().unwrap_or_else(|| shards.map());
-        write(&directory, "shard-map.toml", &map);
+        write(&directory, "shard-map.toml", map);
         write(&directory, "users.toml", USERS);
         write(&directory, "app-secret", "app-secret\n");
         write(&directory, "probe-secret", "probe-secret\n");
-        write(&directory, "pgward.toml", &config(port, metrics_port, options.config));
+        write(&directory, "pgward.toml", &config(port, metrics_port, config_lines));
         let (process, pid) = spawn(&directory);
-        let psql = shards.sandbox.program("psql");
+        let psql = sandbox.program("psql");
         let mut ward = Self { port, metrics_port, directory, psql, pid, process };
         ward.wait_until_listening();
         ward
