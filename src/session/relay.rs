@@ -37,6 +37,8 @@ pub(super) struct Running {
     pub has_changed: bool,
     /// SQLSTATE of the server's farewell.
     pub last_words: Option<String>,
+    /// The client has an error of this request already.
+    pub has_told: bool,
     /// The farewell itself.
     pub farewell: Option<bytes::Bytes>,
     may_rerun: bool,
@@ -196,11 +198,13 @@ impl Session {
                         running.farewell = error.held_back;
                         return Err(server::Error::Closed);
                     }
+                    running.has_told |= error.held_back.is_none();
                     if let Some(bytes) = &error.held_back {
                         if running.may_rerun && is_replica_trouble(error.code()) {
                             running.wants_rerun = true;
                         } else {
                             self.output.push(bytes);
+                            running.has_told = true;
                             server.end_hold();
                         }
                     }

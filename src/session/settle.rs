@@ -373,8 +373,11 @@ impl Session {
         self.ledger.rollback();
         self.renew_names();
         self.note_write(hospital);
-        self.services.metrics.on_refusal(reply.sqlstate);
-        reply.encode(self.output.tail());
+        // One error is all that a request gets: one that failed has not taken effect.
+        if !running.has_told {
+            self.services.metrics.on_refusal(reply.sqlstate);
+            reply.encode(self.output.tail());
+        }
         Ok(())
     }
 
