@@ -13,6 +13,7 @@
 //! hospital = "f47ac10b-58cc-4372-a567-0e02b2c3d479"    # or hospitals = [...]; default: any
 //! shard_access = false
 //! cross_hospital = "none"             # or "read", "write"
+//! query_timeout = 30                  # and others of `UserLimits`, in place of the configuration's
 //! ```
 
 use std::collections::{HashMap, HashSet};
@@ -22,7 +23,7 @@ use std::sync::{Arc, OnceLock};
 
 use super::Secret;
 use super::scram::{Verifier, salt_for};
-use crate::config::{Auth, AuthType};
+use crate::config::{Auth, AuthType, PoolMode};
 use crate::document::{self, Fields, LoadError, Problems, Report, Spanned};
 use crate::route::{CrossHospital, Hospitals, Rights};
 use crate::shard_map::HospitalId;
@@ -31,6 +32,10 @@ use crate::shard_map::HospitalId;
 const WARM_AT_ONCE: usize = 100;
 /// What a stored verifier begins with.
 const VERIFIER_PREFIX: &str = "SCRAM-SHA-256$";
+/// Longest time-out, in seconds: what the configuration takes.
+const SECONDS_MAX: f64 = 1e9;
+/// Most clients of a user, as in the configuration.
+const COUNT_MAX: u64 = 10_000_000;
 /// Longest secret or name, in bytes.
 const TEXT_BYTES_MAX: usize = 1024;
 
@@ -43,7 +48,29 @@ pub struct User {
     pub rights: Rights,
     /// Whom pgward logs in as on the servers.
     pub server: Arc<ServerCredentials>,
+    /// What holds for it in place of the configuration.
+    pub limits: UserLimits,
     proof: Proof,
+}
+
+/// What the users file says of a user in place of the configuration, under the same names; `None`:
+/// what that says. Times are in seconds; 0 means none.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct UserLimits {
+    /// `pool_mode`.
+    pub pool_mode: Option<PoolMode>,
+    /// `max_user_client_connections`.
+    pub max_user_client_connections: Option<usize>,
+    /// `query_timeout`.
+    pub query_timeout: Option<f64>,
+    /// `query_wait_timeout`.
+    pub query_wait_timeout: Option<f64>,
+    /// `transaction_timeout`.
+    pub transaction_timeout: Option<f64>,
+    /// `idle_transaction_timeout`.
+    pub idle_transaction_timeout: Option<f64>,
+    /// `client_idle_timeout`.
+    pub client_idle_timeout: Option<f64>,
 }
 
 /// A login on the servers, shared by many users.
@@ -223,8 +250,34 @@ impl Reader<'_, '_> {
         let proof = self.proof(&mut table);
         let server = self.server(&mut table, name.as_deref().ok(), proof.as_ref().ok());
         let rights = self.rights(&mut table);
+        let limits = self.limits(&mut table);
         table.finish();
-        Ok(User { name: name?, rights, server: Arc::new(server?), proof: proof? })
+        Ok(User { name: name?, rights, server: Arc::new(server?), limits, proof: proof? })
+    }
+
+    fn limits(&self, table: &mut Fields<'_, '_>) -> UserLimits {
+        let pool_mode = table.string("pool_mode").and_then(|mode| match *mode.get_ref() {
+            "session" => Some(PoolMode::Session),
+            "transaction" => Some(PoolMode::Transaction),
+            "statement" => Some(PoolMode::Statement),
+            _ => {
+                let what = "`pool_mode` must be session, transaction or statement";
+                self.report.at(&mode.span(), what);
+                None
+            }
+        });
+        let count = table.integer("max_user_client_connections", 0..=COUNT_MAX);
+        let mut seconds = |key| table.seconds(key, SECONDS_MAX).map(|seconds| *seconds.get_ref());
+        UserLimits {
+            pool_mode,
+            max_user_client_connections: count
+                .and_then(|count| usize::try_from(*count.get_ref()).ok()),
+            query_timeout: seconds("query_timeout"),
+            query_wait_timeout: seconds("query_wait_timeout"),
+            transaction_timeout: seconds("transaction_timeout"),
+            idle_transaction_timeout: seconds("idle_transaction_timeout"),
+            client_idle_timeout: seconds("client_idle_timeout"),
+        }
     }
 
     fn rights(&self, table: &mut Fields<'_, '_>) -> Rights {
@@ -513,6 +566,45 @@ mod tests {
     }
 
     #[test]
+    fn limits_of_a_user_are_read() {
+        let text = "
+            [[user]]
+            name = 'a'
+            secret = 'x'
+            pool_mode = 'statement'
+            max_user_client_connections = 7
+            query_timeout = 0
+            query_wait_timeout = 1.5
+            transaction_timeout = 0x10
+            [[user]]
+            name = 'b'
+            secret = 'x'
+        ";
+        let users = parse(text).expect("fine");
+        let limits = &users.get("a").expect("a").limits;
+        let want = UserLimits {
+            pool_mode: Some(PoolMode::Statement),
+            max_user_client_connections: Some(7),
+            query_timeout: Some(0.0),
+            query_wait_timeout: Some(1.5),
+            transaction_timeout: Some(16.0),
+            ..UserLimits::default()
+        };
+        assert_eq!(*limits, want);
+        assert_eq!(users.get("b").expect("b").limits, UserLimits::default());
+        for (line, words) in [
+            ("pool_mode = 'row'", "`pool_mode` must be session, transaction or statement"),
+            ("query_timeout = -1", "`query_timeout` must be seconds from 0 to 1000000000, not -1"),
+            ("query_timeout = nan", "`query_timeout` must be seconds"),
+            ("client_idle_timeout = '1 s'", "`client_idle_timeout` must be seconds"),
+        ] {
+            let text = format!("[[user]]\nname = 'a'\nsecret = 'x'\n{line}");
+            let problems = parse(&text).expect_err(line).to_string();
+            assert!(problems.contains(words), "{line}: {problems}");
+        }
+    }
+
+    #[test]
     fn salts_outlive_a_reload_for_known_and_unknown_names() {
         let text = "[[user]]\nname = 'a'\nsecret = 'b'\n";
         let server_first = |users: &Users, name: &str| {
@@ -581,7 +673,9 @@ secret = 123456
 "#;
         let keys = "`name`, `secret`, `secret_env`, `secret_file`, `server_user`, `server_secret`, \
                     `server_secret_env`, `server_secret_file`, `hospital`, `hospitals`, \
-                    `shard_access`, `cross_hospital`";
+                    `shard_access`, `cross_hospital`, `pool_mode`, `max_user_client_connections`, \
+                    `query_timeout`, `query_wait_timeout`, `transaction_timeout`, \
+                    `idle_transaction_timeout`, `client_idle_timeout`";
         let want = [
             "1:1: unknown key `colour`; known: `user`",
             "2:1: `name` is missing in [[user]]",

@@ -27,6 +27,10 @@ pub struct Config {
     pub shard_map: PathBuf,
     /// The users file, relative to this one.
     pub users: PathBuf,
+    /// Other pgwards behind the same address, which cancels are passed on to: `[[peer]]` with `id`
+    /// (its `peer_id`), `host` and `port` (6432). Of all, this one included, each may have the same
+    /// list.
+    pub peer: Vec<Peer>,
     /// Where clients connect.
     pub listen: Listen,
     /// How clients log in.
@@ -55,8 +59,25 @@ pub struct Listen {
     pub listen_addr: std::net::IpAddr,
     /// TCP port; 0 takes a free one (tests).
     pub listen_port: u16,
-    /// Clients that may be connected at once; one more gets 53300.
+    /// Let several pgwards listen on this address and port (SO_REUSEPORT); each needs a `peer_id`
+    /// and a `peer_address` of its own, and the others as `[[peer]]`.
+    pub so_reuseport: bool,
+    /// Address and port that only this pgward listens on, for cancels that its peers pass on; it
+    /// takes nothing else there. Unset: they come to `listen_addr`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub peer_address: Option<SocketAddr>,
+    /// Number of this pgward among its peers, 1 to 1023; 0: it has none. Cancel keys carry it.
+    pub peer_id: u16,
+    /// Clients that may be connected at once; one more gets 53300. Each counts until its socket is
+    /// closed. Cancel requests are not counted.
     pub max_client_conn: usize,
+    /// Consoles that may be open, by those who may use it, although `max_client_conn` is reached.
+    pub admin_reserved_connections: usize,
+    /// Clients of the database that may be connected at once; 0: as many as there are.
+    pub max_db_client_connections: usize,
+    /// Clients of one user that may be connected at once, unless the users file has a number of its
+    /// own; 0: as many as there are.
+    pub max_user_client_connections: usize,
     /// Seconds from connecting to ReadyForQuery; then the connection is dropped.
     pub client_login_timeout: f64,
     /// Connections of one address that may be logging in at once.
@@ -67,6 +88,19 @@ pub struct Listen {
     pub insecure: bool,
     /// Largest message of a client, in bytes.
     pub max_packet_size: usize,
+}
+
+/// `[[peer]]`
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Peer {
+    /// Its `peer_id`.
+    pub id: u16,
+    /// Name or address at which it, and no other, can be reached.
+    pub host: String,
+    /// Its port.
+    #[serde(default = "default_port")]
+    pub port: u16,
 }
 
 /// `[auth]`
@@ -95,7 +129,8 @@ pub enum AuthType {
 #[serde(deny_unknown_fields, default)]
 pub struct Pool {
     /// When a server goes back to its pool: `session` keeps it until the client leaves (a hospital or the
-    /// map must say which shard), `transaction` for a transaction.
+    /// map must say which shard), `transaction` for a transaction, `statement` for a statement. The
+    /// users file may say otherwise.
     pub pool_mode: PoolMode,
     /// Server connections to the primary of a shard, per server user.
     pub default_pool_size: usize,
@@ -103,12 +138,38 @@ pub struct Pool {
     pub replica_pool_size: usize,
     /// Idle connections that are kept open.
     pub min_pool_size: usize,
+    /// Server connections beyond the pool's size for clients that have waited for
+    /// `reserve_pool_timeout`.
+    pub reserve_pool_size: usize,
+    /// Seconds that a client waits before the reserve is used; 0: it never is.
+    pub reserve_pool_timeout: f64,
+    /// Server connections to one database of one host, of all server users; 0: as many as the pools
+    /// may have. At the limit idle connections of other pools are closed first.
+    pub max_db_connections: usize,
+    /// Server connections of one server user, on all hosts; 0: as many as the pools may have.
+    pub max_user_connections: usize,
     /// Seconds a client may wait for a server; then 57014, and the connection stays. 0: for ever.
     pub query_wait_timeout: f64,
+    /// Seconds after which a client that waits for a server is told so by a notice; 0: it is not.
+    pub query_wait_notify: f64,
+    /// Seconds that a request may run; then it is cancelled on its server (57014), and the
+    /// connection stays. 0: for ever.
+    pub query_timeout: f64,
+    /// Seconds that a transaction may hold a server; then the client is disconnected (25P04), and
+    /// the transaction is rolled back. 0: for ever.
+    pub transaction_timeout: f64,
+    /// Seconds that a client may be idle in a transaction; then it is disconnected (25P03), and the
+    /// transaction is rolled back. 0: for ever.
+    pub idle_transaction_timeout: f64,
+    /// Seconds that a client may be idle outside a transaction; then it is disconnected (57P05). 0:
+    /// for ever.
+    pub client_idle_timeout: f64,
     /// Seconds after which a server connection is closed when it comes back (spread by up to 10 %).
     pub server_lifetime: f64,
-    /// Seconds after which an idle server connection is closed.
+    /// Seconds after which an idle server connection is closed; 0: never.
     pub server_idle_timeout: f64,
+    /// Seconds after which a pool without connections and clients is forgotten; 0: never.
+    pub pool_idle_timeout: f64,
     /// Seconds that a connect and login to a server may take.
     pub server_connect_timeout: f64,
     /// Seconds for which a failed connect is remembered and answered at once.
@@ -124,7 +185,8 @@ pub struct Pool {
     pub max_client_statements: usize,
     /// Clients that may wait for one pool; one more gets 53300.
     pub max_waiting: usize,
-    /// Seconds that the cancel of what runs for a vanished client may take to reach its server.
+    /// Seconds that a cancel may take to reach its server, and the server to obey one of pgward's
+    /// own (`query_timeout`) before it is given up.
     pub cancel_wait_timeout: f64,
 }
 
@@ -265,6 +327,7 @@ impl Default for Config {
         Self {
             shard_map: "shard-map.toml".into(),
             users: "users.toml".into(),
+            peer: Vec::new(),
             listen: Listen::default(),
             auth: Auth::default(),
             pool: Pool::default(),
@@ -282,8 +345,14 @@ impl Default for Listen {
     fn default() -> Self {
         Self {
             listen_addr: std::net::Ipv4Addr::LOCALHOST.into(),
-            listen_port: 6432,
+            listen_port: default_port(),
+            so_reuseport: false,
+            peer_address: None,
+            peer_id: 0,
             max_client_conn: 10_000,
+            admin_reserved_connections: 3,
+            max_db_client_connections: 0,
+            max_user_client_connections: 0,
             client_login_timeout: 60.0,
             max_logins_per_address: 1_000,
             worker_threads: 0,
@@ -291,6 +360,10 @@ impl Default for Listen {
             max_packet_size: 1 << 30,
         }
     }
+}
+
+fn default_port() -> u16 {
+    6432
 }
 
 impl Default for Auth {
@@ -306,9 +379,19 @@ impl Default for Pool {
             default_pool_size: 20,
             replica_pool_size: 0,
             min_pool_size: 0,
+            reserve_pool_size: 0,
+            reserve_pool_timeout: 5.0,
+            max_db_connections: 0,
+            max_user_connections: 0,
             query_wait_timeout: 120.0,
+            query_wait_notify: 5.0,
+            query_timeout: 0.0,
+            transaction_timeout: 0.0,
+            idle_transaction_timeout: 0.0,
+            client_idle_timeout: 0.0,
             server_lifetime: 3600.0,
             server_idle_timeout: 600.0,
+            pool_idle_timeout: 0.0,
             server_connect_timeout: 15.0,
             server_login_retry: 1.0,
             max_hospital_share: 0.5,

@@ -13,7 +13,7 @@ use toml::de::{DeTable, DeValue, Deserializer};
 use crate::document::{self, Problems, Report, Spanned};
 use crate::route::GuardMode;
 
-use super::{Config, Consistency, Health, Listen, Pool, PoolMode, Routing};
+use super::{Config, Consistency, Health, Listen, Pool, Routing};
 
 /// Most threads that `worker_threads` may ask for.
 pub const WORKER_THREADS_MAX: usize = 1024;
@@ -21,6 +21,8 @@ pub const WORKER_THREADS_MAX: usize = 1024;
 const SECONDS_MAX: f64 = 1e9;
 /// Clients, servers, statements: more is a typing error.
 const COUNT_MAX: u64 = 10_000_000;
+/// Highest `peer_id`: what process ids have room for.
+const PEER_ID_MAX: u16 = 1023;
 const BYTES_MAX: u64 = 1 << 40;
 const INTERVAL_MS_MAX: u64 = 3_600_000;
 /// Postgres's own limit of a message is 1 GB; less than a page carries no statement.
@@ -112,6 +114,7 @@ impl Checks<'_> {
             self.wrong("", key, "names no file");
         }
         self.listen(&config.listen);
+        self.peers(config);
         let iterations = u64::from(config.auth.scram_iterations);
         self.within("auth", "scram_iterations", iterations, SCRAM_ITERATIONS);
         self.pool(&config.pool);
@@ -124,6 +127,10 @@ impl Checks<'_> {
             self.wrong("log", "level", &format!("must be one of {}", LOG_LEVELS.join(", ")));
         }
         let (ip, port) = (config.listen.listen_addr, config.listen.listen_port);
+        let is_own = |a: std::net::SocketAddr| a.port() == port && same(a.ip(), ip);
+        if port != 0 && config.listen.peer_address.is_some_and(is_own) {
+            self.wrong("listen", "peer_address", "is where clients connect: take another port");
+        }
         if port != 0 && config.metrics.address.is_some_and(|a| a.port() == port && same(a.ip(), ip))
         {
             self.wrong("metrics", "address", "is where clients connect: take another port");
@@ -134,7 +141,13 @@ impl Checks<'_> {
         let Listen {
             listen_addr,
             listen_port: _,
+            so_reuseport: _, // any two may share an address
+            peer_address: _, // takes cancels only, which need no secrecy
+            peer_id,
             max_client_conn,
+            admin_reserved_connections,
+            max_db_client_connections,
+            max_user_client_connections,
             client_login_timeout,
             max_logins_per_address,
             worker_threads,
@@ -147,7 +160,12 @@ impl Checks<'_> {
                            `insecure = true`";
             self.wrong("listen", "listen_addr", message);
         }
+        let ids = 0..=u64::from(PEER_ID_MAX);
+        self.within("listen", "peer_id", u64::from(*peer_id), ids);
         self.count("listen", "max_client_conn", *max_client_conn, 1);
+        self.count("listen", "admin_reserved_connections", *admin_reserved_connections, 0);
+        self.count("listen", "max_db_client_connections", *max_db_client_connections, 0);
+        self.count("listen", "max_user_client_connections", *max_user_client_connections, 0);
         self.seconds("listen", "client_login_timeout", *client_login_timeout, Zero::Refused);
         self.count("listen", "max_logins_per_address", *max_logins_per_address, 1);
         let threads = 0..=WORKER_THREADS_MAX as u64;
@@ -155,15 +173,42 @@ impl Checks<'_> {
         self.within("listen", "max_packet_size", *max_packet_size as u64, PACKET_BYTES);
     }
 
+    fn peers(&self, config: &Config) {
+        for (at, peer) in config.peer.iter().enumerate() {
+            if !(1..=PEER_ID_MAX).contains(&peer.id) {
+                self.wrong("", "peer", &format!("has an id that is not 1 to {PEER_ID_MAX}"));
+            }
+            if config.peer[..at].iter().any(|other| other.id == peer.id) {
+                self.wrong("", "peer", &format!("has id {} twice", peer.id));
+            }
+            if peer.host.is_empty() || peer.port == 0 {
+                self.wrong("", "peer", &format!("{} needs a host and a port", peer.id));
+            }
+        }
+        if config.listen.peer_id == 0 && !config.peer.is_empty() {
+            self.wrong("", "peer", "needs a `peer_id` in `[listen]`: cancel keys name it");
+        }
+    }
+
     fn pool(&self, pool: &Pool) {
         let Pool {
-            pool_mode,
+            pool_mode: _, // all three are there
             default_pool_size,
             replica_pool_size,
             min_pool_size,
+            reserve_pool_size,
+            reserve_pool_timeout,
+            max_db_connections,
+            max_user_connections,
             query_wait_timeout,
+            query_wait_notify,
+            query_timeout,
+            transaction_timeout,
+            idle_transaction_timeout,
+            client_idle_timeout,
             server_lifetime,
             server_idle_timeout,
+            pool_idle_timeout,
             server_connect_timeout,
             server_login_retry,
             max_hospital_share,
@@ -173,14 +218,25 @@ impl Checks<'_> {
             max_waiting,
             cancel_wait_timeout,
         } = pool;
-        if *pool_mode == PoolMode::Statement {
-            self.wrong("pool", "pool_mode", "can't be \"statement\" yet");
-        }
         self.count("pool", "default_pool_size", *default_pool_size, 1);
         self.count("pool", "replica_pool_size", *replica_pool_size, 0);
         self.count("pool", "min_pool_size", *min_pool_size, 0);
         if min_pool_size > default_pool_size {
             self.wrong("pool", "min_pool_size", "is more than `default_pool_size`");
+        }
+        self.count("pool", "reserve_pool_size", *reserve_pool_size, 0);
+        self.count("pool", "max_db_connections", *max_db_connections, 0);
+        self.count("pool", "max_user_connections", *max_user_connections, 0);
+        for (key, value) in [
+            ("reserve_pool_timeout", reserve_pool_timeout),
+            ("query_wait_notify", query_wait_notify),
+            ("query_timeout", query_timeout),
+            ("transaction_timeout", transaction_timeout),
+            ("idle_transaction_timeout", idle_transaction_timeout),
+            ("client_idle_timeout", client_idle_timeout),
+            ("pool_idle_timeout", pool_idle_timeout),
+        ] {
+            self.seconds("pool", key, *value, Zero::Fine);
         }
         self.seconds("pool", "query_wait_timeout", *query_wait_timeout, Zero::Fine);
         self.seconds("pool", "server_lifetime", *server_lifetime, Zero::Fine);

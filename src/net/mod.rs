@@ -152,6 +152,17 @@ impl From<TcpStream> for Stream {
     }
 }
 
+/// Sends what is written at once, and finds out within a minute that the other end's host is gone:
+/// a client's place and its server would else never come back.
+pub fn tune(tcp: &TcpStream) -> io::Result<()> {
+    tcp.set_nodelay(true)?;
+    let keepalive = socket2::TcpKeepalive::new()
+        .with_time(Duration::from_secs(30))
+        .with_interval(Duration::from_secs(10))
+        .with_retries(3);
+    socket2::SockRef::from(tcp).set_tcp_keepalive(&keepalive)
+}
+
 impl Stream {
     /// Connects to `host`, a name or an IP address. Keep-alive probes tell of a dead host within a
     /// minute where nothing is being sent.
@@ -165,12 +176,7 @@ impl Stream {
     }
 
     fn set_up(tcp: TcpStream) -> io::Result<Self> {
-        tcp.set_nodelay(true)?;
-        let keepalive = socket2::TcpKeepalive::new()
-            .with_time(Duration::from_secs(30))
-            .with_interval(Duration::from_secs(10))
-            .with_retries(3);
-        socket2::SockRef::from(&tcp).set_tcp_keepalive(&keepalive)?;
+        tune(&tcp)?;
         Ok(Self::Plain(tcp))
     }
 

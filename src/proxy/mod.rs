@@ -1,7 +1,9 @@
 //! Assembles the process: reads the files, builds what sessions share, accepts clients, reloads on
 //! SIGHUP, drains on SIGTERM. The only room that knows all the others; it decides nothing.
 
+mod cancels;
 mod limits;
+mod slots;
 mod source;
 
 use std::collections::HashMap;
@@ -23,24 +25,27 @@ use crate::catalog::{self, CatalogStore};
 use crate::config::{Config, LogFormat};
 use crate::fleet::{Fleet, FleetSettings};
 use crate::metrics::{LoginOutcome, Metrics};
-use crate::net::{Buffer, Stream};
+use crate::net::{self, Buffer, Stream};
 use crate::pool::{self, Pools};
 use crate::route::refusals;
+use crate::session::directory::Directory;
 use crate::session::login::{self, Database, Door, Hello, Login};
 use crate::session::welcome::Greetings;
-use crate::session::{Services, direct, statements, welcome};
+use crate::session::{Services, Session, direct, statements, welcome};
 use crate::shard_map::source::{self as maps, MapStore, ReloadOutcome};
 use crate::sql::Analyzer;
 use crate::wire::backend;
+use cancels::Cancels;
+use slots::{Most, Slot, Slots};
 
 /// Connections that the kernel keeps for us while we accept.
 const LISTEN_BACKLOG: i32 = 4_096;
 /// How long the first clients wait for the shards' catalogs at the start.
 const START_WAIT: Duration = Duration::from_secs(3);
+/// Time for a client to take its last word.
+const FAREWELL_WAIT: Duration = Duration::from_secs(1);
 /// How long SIGTERM waits for clients to finish.
 const DRAIN_WAIT: Duration = Duration::from_secs(60);
-/// How long a cancel request may take.
-const CANCEL_WAIT: Duration = Duration::from_secs(10);
 /// Bytes of the shared prepared statements' texts.
 const STATEMENT_BYTES_MAX: usize = 64 << 20;
 
@@ -49,7 +54,12 @@ pub(crate) struct Proxy {
     services: Arc<Services>,
     path: PathBuf,
     is_listening: AtomicBool,
+    /// Connections that are no cancels, until their sockets are closed.
     connections: AtomicUsize,
+    /// Those of the console.
+    consoles: AtomicUsize,
+    slots: Arc<Slots>,
+    cancels: Cancels,
     /// Connections that are logging in, by address.
     logins: Mutex<HashMap<IpAddr, usize>>,
     /// One reload at a time.
@@ -124,9 +134,17 @@ fn start_log(config: &Config) {
 async fn run(path: &Path, files: Files) -> Result<(), String> {
     let Files { config, map, users } = files;
     let address = SocketAddr::new(config.listen.listen_addr, config.listen.listen_port);
-    let listener =
-        listen(address).map_err(|error| format!("can't listen on {address}: {error}"))?;
+    let listener = listen(address, config.listen.so_reuseport)
+        .map_err(|error| format!("can't listen on {address}: {error}"))?;
     let metrics_listener = match config.metrics.address {
+        Some(address) => Some(
+            TcpListener::bind(address)
+                .await
+                .map_err(|error| format!("can't listen on {address}: {error}"))?,
+        ),
+        None => None,
+    };
+    let peer_listener = match config.listen.peer_address {
         Some(address) => Some(
             TcpListener::bind(address)
                 .await
@@ -146,7 +164,7 @@ async fn run(path: &Path, files: Files) -> Result<(), String> {
         statements: statements::Store::new(STATEMENT_BYTES_MAX),
         greetings: Greetings::default(),
         writes: Default::default(),
-        directory: Default::default(),
+        directory: Directory::new(config.listen.peer_id),
         metrics: Arc::new(Metrics::new()),
         map: MapStore::new(map),
         users: ArcSwap::from_pointee(users),
@@ -160,12 +178,16 @@ async fn run(path: &Path, files: Files) -> Result<(), String> {
         path: path.to_owned(),
         is_listening: AtomicBool::new(false),
         connections: AtomicUsize::new(0),
+        consoles: AtomicUsize::new(0),
+        slots: Default::default(),
+        cancels: Cancels::new(),
         logins: Mutex::default(),
         reloading: tokio::sync::Mutex::default(),
         logins_ok: Default::default(),
     });
     fleet.start();
     tokio::spawn(catalog.run());
+    tokio::spawn(proxy.services.pools.clone().forget_unused());
     let warmed = proxy.services.users.load_full();
     tokio::task::spawn_blocking(move || warmed.warm());
     if let Some(listener) = metrics_listener {
@@ -173,6 +195,9 @@ async fn run(path: &Path, files: Files) -> Result<(), String> {
         tracing::info!(address = address.map(|a| a.to_string()), "metrics listen");
         let source: Arc<dyn admin::Source> = proxy.clone();
         tokio::spawn(admin::web::serve(listener, source, std::future::pending()));
+    }
+    if let Some(listener) = peer_listener {
+        tokio::spawn(cancels::serve_peers(proxy.clone(), listener));
     }
     proxy.wait_for_shards().await;
     let address = listener.local_addr().map_err(|error| error.to_string())?;
@@ -182,10 +207,13 @@ async fn run(path: &Path, files: Files) -> Result<(), String> {
     Ok(())
 }
 
-fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
+fn listen(address: SocketAddr, is_shared: bool) -> std::io::Result<TcpListener> {
     use socket2::{Domain, Protocol, Socket, Type};
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
+    if is_shared {
+        socket.set_reuse_port(true)?;
+    }
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;
     socket.listen(LISTEN_BACKLOG)?;
@@ -262,32 +290,80 @@ impl Proxy {
     }
 
     fn accept(self: &Arc<Self>, stream: TcpStream, peer: SocketAddr) {
-        drop(stream.set_nodelay(true));
+        drop(net::tune(&stream));
         let proxy = self.clone();
         tokio::spawn(async move {
-            proxy.connections.fetch_add(1, Ordering::AcqRel);
-            let _leaves = Leaves(&proxy.connections);
             // Boxed: the state of a login is large, and a session shall not carry it.
-            let Some(login) = Box::pin(proxy.log_in(stream.into(), peer)).await else { return };
-            match (login.database, login.shard) {
-                (Database::Console, _) => Box::pin(proxy.console(login)).await,
-                (Database::Sharded, Some(shard)) => {
-                    let services = proxy.services.clone();
-                    Box::pin(direct::serve(services, login, shard, Some(peer))).await;
-                }
-                (Database::Sharded, None) => {
-                    let session = Box::pin(proxy.welcome(login, peer)).await;
-                    if let Some(session) = session {
-                        session.run().await;
-                    }
-                }
+            let opened = Box::pin(proxy.open(stream.into(), peer)).await;
+            // The places are given back when all else of it is gone, its socket first of all.
+            if let Some((session, _place, _slot)) = opened {
+                session.run().await;
             }
         });
     }
 
-    async fn log_in(&self, stream: Stream, peer: SocketAddr) -> Option<Login> {
+    /// Makes a session of a new connection; what becomes none has ended when this returns.
+    async fn open<'p>(
+        self: &'p Arc<Self>,
+        stream: Stream,
+        peer: SocketAddr,
+    ) -> Option<(Session, Counted<'p>, Slot)> {
+        let deadline = Instant::now() + self.login_timeout();
+        let place = Counted::new(&self.connections);
+        let (login, place) = self.log_in(stream, peer, place, deadline).await?;
+        if login.database == Database::Console {
+            let _console = Counted::new(&self.consoles);
+            self.console(login).await;
+            return None;
+        }
+        let (login, slot) = self.place(login).await?;
+        if let Some(shard) = login.shard {
+            direct::serve(self.services.clone(), login, shard, Some(peer)).await;
+            return None;
+        }
+        let session = self.welcome(login, peer, deadline).await?;
+        Some((session, place, slot))
+    }
+
+    fn login_timeout(&self) -> Duration {
+        Duration::from_secs_f64(self.services.config.load().listen.client_login_timeout)
+    }
+
+    /// The place of a proven client among those of its database and user; else it has been told.
+    async fn place(&self, login: Login) -> Option<(Login, Slot)> {
         let config = self.services.config.load_full();
-        let _login =
+        let own = login.user.limits.max_user_client_connections;
+        let most = Most {
+            of_database: config.listen.max_db_client_connections,
+            of_user: own.unwrap_or(config.listen.max_user_client_connections),
+        };
+        match self.slots.take(&login.startup.database, &login.user.name, most) {
+            Ok(slot) => Some((login, slot)),
+            Err(refusal) => {
+                self.services.metrics.on_login(LoginOutcome::Refused);
+                self.part(login.stream, refusal).await;
+                None
+            }
+        }
+    }
+
+    /// The last word to a client that has no session.
+    async fn part(&self, mut stream: Stream, refusal: backend::ErrorReply) {
+        self.services.metrics.on_refusal(refusal.sqlstate);
+        let mut output = Buffer::default();
+        refusal.encode(output.tail());
+        drop(tokio::time::timeout(FAREWELL_WAIT, stream.drain(&mut output)).await);
+    }
+
+    async fn log_in<'p>(
+        &'p self,
+        stream: Stream,
+        peer: SocketAddr,
+        place: Counted<'p>,
+        deadline: Instant,
+    ) -> Option<(Login, Counted<'p>)> {
+        let config = self.services.config.load_full();
+        let under_way =
             LoginSlot::take(&self.logins, peer.ip(), config.listen.max_logins_per_address)?;
         let is_full = self.connections.load(Ordering::Acquire) > config.listen.max_client_conn;
         let refusal = if is_full {
@@ -297,6 +373,7 @@ impl Proxy {
         } else {
             Some(refusals::drained())
         };
+        let consoles = self.consoles.load(Ordering::Acquire);
         let users = self.services.users.load_full();
         let map = self.services.map.current();
         let door = Door {
@@ -304,12 +381,15 @@ impl Proxy {
             users: &users,
             database: &map.database,
             refusal: refusal.map(|r| backend::ErrorReply { severity: "FATAL", ..r }),
+            reserved_for: (is_full && consoles < config.listen.admin_reserved_connections)
+                .then_some(&config.admin),
         };
-        let timeout = Duration::from_secs_f64(config.listen.client_login_timeout);
-        match login::hello(stream, &door, Instant::now() + timeout).await {
-            Ok(Hello::Login(login)) => Some(login),
+        match login::hello(stream, &door, deadline).await {
+            Ok(Hello::Login(login)) => Some((login, place)),
             Ok(Hello::Cancel { stream, pid, key }) => {
-                self.services.directory.cancel(pid, &key, CANCEL_WAIT).await;
+                // It takes nothing from clients and their logins.
+                drop((place, under_way));
+                self.cancels.on_request(&self.services, pid, &key).await;
                 drop(stream);
                 None
             }
@@ -328,40 +408,33 @@ impl Proxy {
         }
     }
 
-    async fn welcome(&self, login: Login, peer: SocketAddr) -> Option<crate::session::Session> {
+    async fn welcome(&self, login: Login, peer: SocketAddr, deadline: Instant) -> Option<Session> {
         let user = login.user.name.clone();
-        match welcome::welcome(self.services.clone(), login, Some(peer)).await {
+        match welcome::welcome(self.services.clone(), login, Some(peer), deadline).await {
             Ok(session) => {
                 self.services.metrics.on_login(LoginOutcome::Ok);
                 self.logins_ok.fetch_add(1, Ordering::Relaxed);
                 tracing::debug!(peer = peer.to_string(), user, "login");
                 Some(session)
             }
-            Err((mut stream, refusal)) => {
+            Err((stream, refusal)) => {
                 self.services.metrics.on_login(LoginOutcome::Failed);
-                self.services.metrics.on_refusal(refusal.sqlstate);
                 tracing::info!(peer = peer.to_string(), sqlstate = refusal.sqlstate, "no session");
-                let mut output = Buffer::default();
-                refusal.encode(output.tail());
-                let farewell = stream.drain(&mut output);
-                drop(tokio::time::timeout(Duration::from_secs(1), farewell).await);
+                self.part(stream, refusal).await;
                 None
             }
         }
     }
 
     async fn console(self: &Arc<Self>, login: Login) {
-        let Login { mut stream, buffer, user, .. } = login;
-        let mut output = Buffer::default();
+        let Login { stream, buffer, user, .. } = login;
         let access = Access::of(&self.services.config.load().admin, &user.name);
         let Some(access) = access else {
             let refusal = backend::ErrorReply { severity: "FATAL", ..refusals::console_denied() };
-            self.services.metrics.on_refusal(refusal.sqlstate);
-            refusal.encode(output.tail());
-            drop(tokio::time::timeout(Duration::from_secs(1), stream.drain(&mut output)).await);
-            return;
+            return self.part(stream, refusal).await;
         };
         self.services.metrics.on_login(LoginOutcome::Ok);
+        let mut output = Buffer::default();
         backend::write_authentication_ok(output.tail());
         let pid = rand::random_range(1..i32::MAX);
         let client = admin::console::Client { stream, input: buffer, output, access, pid };
@@ -419,10 +492,17 @@ fn credentials(users: &Users) -> Vec<Arc<crate::auth::ServerCredentials>> {
     all
 }
 
-/// Counts a connection down when its task ends, however it ends.
-struct Leaves<'a>(&'a AtomicUsize);
+/// One of what is counted; dropping it counts it down, however its task ends.
+struct Counted<'a>(&'a AtomicUsize);
 
-impl Drop for Leaves<'_> {
+impl<'a> Counted<'a> {
+    fn new(count: &'a AtomicUsize) -> Self {
+        count.fetch_add(1, Ordering::AcqRel);
+        Self(count)
+    }
+}
+
+impl Drop for Counted<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::AcqRel);
     }

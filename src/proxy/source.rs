@@ -73,7 +73,7 @@ impl Source for Proxy {
                     connect_time: entry.since,
                     request_time: entry.since,
                     close_needed: false,
-                    client: u64::try_from(client).ok().filter(|pid| *pid != 0),
+                    client: (client != 0).then_some(client),
                     remote_pid: entry.pid,
                     prepared_statements: 0,
                     transactions: entry.borrows.load(Ordering::Relaxed),

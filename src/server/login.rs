@@ -84,6 +84,9 @@ pub enum ConnectError {
     /// The server closed the connection.
     #[error("the server closed the connection during login")]
     Closed,
+    /// `max_db_connections` or `max_user_connections` is reached.
+    #[error("no more connections are allowed there")]
+    NoPlace,
     /// The server said no. Its message is dropped: it may quote what it should not.
     #[error("the server refused the login with {sqlstate}")]
     Refused {
@@ -117,7 +120,7 @@ impl ConnectError {
     /// What a client is told: neither the host nor who pgward is there.
     pub fn to_reply(&self) -> ErrorReply {
         let why = match self {
-            Self::Io(_) | Self::Closed => "The connection failed.".to_owned(),
+            Self::Io(_) | Self::Closed | Self::NoPlace => "The connection failed.".to_owned(),
             Self::TimedOut => "The connection took too long.".to_owned(),
             Self::Refused { sqlstate } => format!("It refused pgward's login ({sqlstate})."),
             Self::NoSecret | Self::Method | Self::Auth(_) => "The login failed.".to_owned(),
@@ -163,17 +166,32 @@ pub async fn send_cancel(
     key: &[u8],
     timeout: Duration,
 ) -> Result<(), ConnectError> {
+    let cancel = async { deliver_cancel(Stream::connect_to(peer).await?, pid, key).await };
+    tokio::time::timeout(timeout, cancel).await.unwrap_or(Err(ConnectError::TimedOut))
+}
+
+/// As [`send_cancel`], to a host by its name: another pgward.
+pub async fn send_cancel_to(
+    address: &Address,
+    pid: i32,
+    key: &[u8],
+    timeout: Duration,
+) -> Result<(), ConnectError> {
     let cancel = async {
-        let mut stream = Stream::connect_to(peer).await?;
-        let mut buffer = Buffer::default();
-        startup::write_cancel_request(buffer.tail(), pid, key);
-        stream.drain(&mut buffer).await?;
-        while stream.fill(&mut buffer).await? > 0 {
-            buffer.clear();
-        }
-        Ok(())
+        let stream = Stream::connect(&address.host, address.port).await?;
+        deliver_cancel(stream, pid, key).await
     };
     tokio::time::timeout(timeout, cancel).await.unwrap_or(Err(ConnectError::TimedOut))
+}
+
+async fn deliver_cancel(mut stream: Stream, pid: i32, key: &[u8]) -> Result<(), ConnectError> {
+    let mut buffer = Buffer::default();
+    startup::write_cancel_request(buffer.tail(), pid, key);
+    stream.drain(&mut buffer).await?;
+    while stream.fill(&mut buffer).await? > 0 {
+        buffer.clear();
+    }
+    Ok(())
 }
 
 /// How far the proof is. One server may ask once: a second question would be for another answer

@@ -119,8 +119,7 @@ pub struct Hold {
 }
 
 impl Hold {
-    /// Returns when no cancel is on its way any more. Only after [`Client::on_detach`], which lets
-    /// no new one begin.
+    /// Returns when no cancel is on its way any more; after [`Client::on_detach`] no new one begins.
     pub async fn cancels_done(&self) {
         loop {
             let done = self.done.notified();
@@ -319,31 +318,58 @@ impl Client {
         }
     }
 
+    /// Returns when no cancel is on its way to the server that it holds.
+    pub async fn cancels_done(&self) {
+        let hold = match &*lock(&self.running) {
+            Running::On(hold) => hold.clone(),
+            _ => return,
+        };
+        hold.cancels_done().await;
+    }
+
+    /// Cancels what runs now for a reason of pgward's own, without waiting for it.
+    pub fn cancel_soon(&self, timeout: Duration) {
+        if let Some(on_its_way) = self.begin_cancel() {
+            tokio::spawn(on_its_way.deliver(timeout));
+        }
+    }
+
     /// Cancels what runs now, and no other client's query: see [`Directory::cancel`].
     pub async fn cancel(&self, timeout: Duration) {
-        let hold = match &mut *lock(&self.running) {
-            Running::Idle => return,
+        if let Some(on_its_way) = self.begin_cancel() {
+            on_its_way.deliver(timeout).await;
+        }
+    }
+
+    fn begin_cancel(&self) -> Option<OnItsWay> {
+        match &mut *lock(&self.running) {
+            Running::Idle => None,
             Running::Waiting(is_cancelled) => {
                 *is_cancelled = true;
                 self.wake.notify_waiters();
-                return;
+                None
             }
             // Under the lock: whoever detaches after this sees the cancel.
             Running::On(hold) => {
                 hold.cancels.fetch_add(1, Ordering::AcqRel);
-                OnItsWay(hold.clone())
+                Some(OnItsWay(hold.clone()))
             }
-        };
-        let target = &hold.0.target;
-        let Some(peer) = target.peer else { return };
-        if login::send_cancel(peer, target.pid, &target.key, timeout).await.is_err() {
-            tracing::debug!(pid = target.pid, "cancel request did not reach the server");
         }
     }
 }
 
 /// Ends with its future too: a cancel that dies must not hold the server for ever.
 struct OnItsWay(Arc<Hold>);
+
+impl OnItsWay {
+    async fn deliver(self, timeout: Duration) {
+        let target = &self.0.target;
+        let Some(peer) = target.peer else { return };
+        if login::send_cancel(peer, target.pid, &target.key, timeout).await.is_err() {
+            tracing::debug!(pid = target.pid, "cancel request did not reach the server");
+        }
+    }
+}
 
 impl Drop for OnItsWay {
     fn drop(&mut self) {

@@ -16,7 +16,7 @@ use tokio::time::Instant;
 
 use crate::auth::scram::{self, ServerExchange};
 use crate::auth::{self, User, Users};
-use crate::config::AuthType;
+use crate::config::{Admin, AuthType};
 use crate::net::{Buffer, Stream};
 use crate::route::Hospitals;
 use crate::shard_map::{HospitalId, ShardId};
@@ -43,6 +43,20 @@ pub struct Door<'a> {
     /// Why nobody gets in now (too many clients, draining, no shard known yet); said to a
     /// StartupMessage, while cancel requests still get through.
     pub refusal: Option<ErrorReply>,
+    /// Whose console gets in none the less.
+    pub reserved_for: Option<&'a Admin>,
+}
+
+impl Door<'_> {
+    /// Why this one doesn't get in. Who it is has not been proven: that comes behind this.
+    fn refusal_of(&self, startup: &StartupParams) -> Option<&ErrorReply> {
+        let is_reserved = |admin: &Admin| {
+            let mut users = admin.admin_users.iter().chain(&admin.stats_users);
+            CONSOLE_DATABASES.contains(&startup.database.as_str())
+                && users.any(|user| *user == startup.user)
+        };
+        self.refusal.as_ref().filter(|_| !self.reserved_for.is_some_and(is_reserved))
+    }
 }
 
 /// What a new connection is for.
@@ -182,7 +196,7 @@ async fn enter(client: &mut Conversation, door: &Door<'_>) -> Result<Entered, Er
         Purpose::Cancel(pid, key) => return Ok(Entered::Cancel(pid, key)),
         Purpose::Login(minor, params) => (minor, params?),
     };
-    if let Some(refusal) = &door.refusal {
+    if let Some(refusal) = door.refusal_of(&startup) {
         return Err(refusal.clone().into());
     }
     // As Postgres 18: never more than was asked for, and said only where it is less, or where an

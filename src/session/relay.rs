@@ -8,6 +8,7 @@ use std::task::{Context, Poll};
 use super::attach::{abandon, server_role};
 use super::run::{Confirmed, apply, resets};
 use super::settle::CANCEL_TIMEOUT;
+use super::timeouts::Overdue;
 use super::{Attached, End, OUTPUT_BYTES_MAX, READ_AHEAD_BYTES, Session, violation};
 use crate::server::{self, Copy, Reply, ServerConn};
 use crate::wire::{self, TxnStatus, frontend};
@@ -86,10 +87,27 @@ impl Session {
         until: Until,
         kept: usize,
     ) -> Result<Relayed, End> {
-        let relayed =
-            std::future::poll_fn(|cx| self.poll_relay(cx, attached, running, until, kept)).await;
+        let mut watch = self.watch_request(attached);
+        let relayed = std::future::poll_fn(|cx| {
+            loop {
+                if let Poll::Ready(relayed) = self.poll_relay(cx, attached, running, until, kept) {
+                    return Poll::Ready(relayed);
+                }
+                let Poll::Ready(overdue) = watch.poll(cx) else { return Poll::Pending };
+                match overdue {
+                    // It does not even cancel: what became of the request nobody knows.
+                    Overdue::Obedience => return Poll::Ready(Ok(Relayed::Lost)),
+                    Overdue::Query => Self::end_copy(attached, running.copy_left > 0),
+                    _ => {}
+                }
+                watch = self.on_overdue(attached, overdue)?;
+            }
+        })
+        .await;
         if relayed.is_err() {
             Box::pin(abandon(attached, &self.client, CANCEL_TIMEOUT)).await;
+        } else if attached.asked_at.is_some() {
+            Box::pin(self.end_watch(attached)).await;
         }
         relayed
     }

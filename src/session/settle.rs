@@ -404,6 +404,9 @@ impl Session {
         let Some(mut attached) = self.attached.take() else { return Ok(()) };
         let mut running = Running::new(false);
         let news = self.take_replies(&mut attached, &mut running);
+        if attached.asked_at.is_some() {
+            Box::pin(self.end_watch(&mut attached)).await;
+        }
         if running.has_changed {
             self.renew_names();
         }

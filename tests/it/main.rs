@@ -3,6 +3,7 @@
 mod support;
 
 mod attacks;
+mod cancel;
 mod catalog;
 mod cli_offline;
 mod demo;
@@ -15,6 +16,7 @@ mod hostile;
 mod keys_hold;
 mod kills;
 mod leaks;
+mod limits;
 mod local;
 mod login_transcripts;
 mod operations;
@@ -27,4 +29,5 @@ mod routing;
 mod server_login;
 mod soak;
 mod tidy;
+mod timeouts;
 mod transcripts;
