@@ -29,6 +29,7 @@ impl Default for Played {
             primary: Address { host: host.into(), port: 5432 },
             replicas: vec![Address { host: format!("{host}-replica"), port: 5433 }],
             database: "hospital".into(),
+            tls: Default::default(),
         };
         let shards = vec![shard(0, "a", "europe"), shard(1, "b", "asia")];
         let settings = FleetSettings::new(&config::Health::default(), None);

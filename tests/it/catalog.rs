@@ -32,6 +32,7 @@ fn shard(id: u16, host: &Postgres) -> Shard {
         primary: host.address(),
         replicas: vec![],
         database: "postgres".into(),
+        tls: Default::default(),
     }
 }
 
