@@ -97,6 +97,7 @@ impl Source for Played {
             client: Some(4),
             remote_pid: 1234,
             prepared_statements: 2,
+            tls: String::new(),
             transactions: 5_000_000_000,
         }]
     }
@@ -107,7 +108,8 @@ impl Source for Played {
             user: "app".into(),
             database: "hospital".into(),
             state: "active",
-            ip: IpAddr::from([127, 0, 0, 1]),
+            ip: Some(IpAddr::from([127, 0, 0, 1])),
+            tls: String::new(),
             port: 50_000,
             connect_time: UNIX_EPOCH,
             request_time: UNIX_EPOCH,

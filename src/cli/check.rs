@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use crate::auth::Users;
 use crate::config::Config;
 use crate::document::LoadError;
+use crate::net::tls::{self, Acceptor, ServerTls};
 use crate::route::Hospitals;
 use crate::shard_map::{ShardMap, source};
 
@@ -73,6 +74,10 @@ impl Findings {
             Ok(users) => self.users = Some((config.users.clone(), users)),
             Err(error) => self.add(&config.users, error),
         }
+        let shards = self.map.as_ref().map(|(_, map)| map.shards()).unwrap_or_default();
+        let loaded =
+            [Acceptor::load(&config.tls).err(), ServerTls::load(&config.tls, shards).err()];
+        self.problems.extend(loaded.into_iter().flatten().map(tls_finding));
         self.check_together(config);
     }
 
@@ -185,6 +190,16 @@ impl Findings {
             "problems": problems.collect::<Value>(),
         })
     }
+}
+
+fn tls_finding(error: tls::Error) -> Finding {
+    let file = error.path().map(|path| path.display().to_string()).unwrap_or_default();
+    let message = match &error {
+        tls::Error::File { why, .. } => why.clone(),
+        tls::Error::Unfit { source, .. } => source.to_string(),
+        tls::Error::NoAuthority(_) => error.to_string(),
+    };
+    Finding { file, place: None, message }
 }
 
 fn hosts(map: &ShardMap) -> usize {

@@ -12,8 +12,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
-use tokio::net::{TcpListener, TcpStream};
+use arc_swap::{ArcSwap, ArcSwapOption};
+use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::Instant;
 
@@ -23,10 +23,12 @@ use crate::catalog::{self, CatalogStore};
 use crate::config::{Config, LogFormat};
 use crate::fleet::{Fleet, FleetSettings};
 use crate::metrics::{LoginOutcome, Metrics};
+use crate::net::tls::{self, Acceptor, ServerTls};
+use crate::net::unix::UnixSocket;
 use crate::net::{Buffer, Stream};
 use crate::pool::{self, Pools};
 use crate::route::refusals;
-use crate::session::login::{self, Database, Door, Hello, Login};
+use crate::session::login::{self, ClientTls, Database, Door, Hello, Login};
 use crate::session::welcome::Greetings;
 use crate::session::{Services, direct, statements, welcome};
 use crate::shard_map::source::{self as maps, MapStore, ReloadOutcome};
@@ -50,18 +52,22 @@ pub(crate) struct Proxy {
     path: PathBuf,
     is_listening: AtomicBool,
     connections: AtomicUsize,
-    /// Connections that are logging in, by address.
-    logins: Mutex<HashMap<IpAddr, usize>>,
+    /// TLS with clients, if they get it; those who come after a reload get the new one.
+    client_tls: ArcSwapOption<ClientTls>,
+    /// Connections that are logging in, by address; `None` for the Unix socket.
+    logins: Mutex<HashMap<Option<IpAddr>, usize>>,
     /// One reload at a time.
     reloading: tokio::sync::Mutex<()>,
     logins_ok: std::sync::atomic::AtomicU64,
 }
 
-/// The three files, read and valid.
+/// The files, read and valid.
 struct Files {
     config: Config,
     map: crate::shard_map::ShardMap,
     users: Users,
+    client_tls: Option<ClientTls>,
+    server_tls: ServerTls,
 }
 
 impl Files {
@@ -72,7 +78,14 @@ impl Files {
             Some(users) => users.reload(&config.users, &config.auth),
             None => Users::load(&config.users, &config.auth),
         };
-        Ok(Self { map, users: users.map_err(|error| error.to_string())?, config })
+        let told = |error: tls::Error| error.to_string();
+        Ok(Self {
+            client_tls: Acceptor::load(&config.tls).map_err(told)?.map(ClientTls::new),
+            server_tls: ServerTls::load(&config.tls, map.shards()).map_err(told)?,
+            users: users.map_err(|error| error.to_string())?,
+            map,
+            config,
+        })
     }
 }
 
@@ -109,7 +122,7 @@ pub fn serve(path: &Path) -> ExitCode {
 
 fn start_log(config: &Config) {
     let filter = tracing_subscriber::EnvFilter::new(format!(
-        "{level},tokio_postgres=error,h2=error,hyper=error",
+        "{level},tokio_postgres=error,h2=error,hyper=error,rustls=error",
         level = config.log.level
     ));
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
@@ -122,10 +135,12 @@ fn start_log(config: &Config) {
 }
 
 async fn run(path: &Path, files: Files) -> Result<(), String> {
-    let Files { config, map, users } = files;
+    let Files { config, map, users, client_tls, server_tls } = files;
+    let server_tls = Arc::new(server_tls);
     let address = SocketAddr::new(config.listen.listen_addr, config.listen.listen_port);
     let listener =
         listen(address).map_err(|error| format!("can't listen on {address}: {error}"))?;
+    let socket = listen_locally(&config).await?;
     let metrics_listener = match config.metrics.address {
         Some(address) => Some(
             TcpListener::bind(address)
@@ -136,10 +151,12 @@ async fn run(path: &Path, files: Files) -> Result<(), String> {
     };
     let secret = config.health.probe_secret().map_err(|error| error.to_string())?;
     let fleet = Fleet::new(&map, FleetSettings::new(&config.health, secret));
+    fleet.set_tls(server_tls.clone());
+    fleet.apply(&map);
     let declared = catalog::declared(&map, &config.guard.safe_functions);
     let refresh = Duration::from_secs(config.health.catalog_refresh_s);
     let catalog = CatalogStore::new(fleet.clone(), declared, refresh);
-    let pools = Pools::new(pool::Settings::new(&config), &map, fleet.clone());
+    let pools = Pools::new(pool::Settings::new(&config, server_tls), &map, fleet.clone());
     let routing = &config.routing;
     let services = Arc::new(Services {
         analyzer: Analyzer::new(routing.cache_bytes_max, routing.cache_text_bytes_max),
@@ -160,6 +177,7 @@ async fn run(path: &Path, files: Files) -> Result<(), String> {
         path: path.to_owned(),
         is_listening: AtomicBool::new(false),
         connections: AtomicUsize::new(0),
+        client_tls: ArcSwapOption::from_pointee(client_tls),
         logins: Mutex::default(),
         reloading: tokio::sync::Mutex::default(),
         logins_ok: Default::default(),
@@ -178,8 +196,31 @@ async fn run(path: &Path, files: Files) -> Result<(), String> {
     let address = listener.local_addr().map_err(|error| error.to_string())?;
     tracing::info!(address = address.to_string(), "pgward listens");
     proxy.is_listening.store(true, Ordering::Release);
-    proxy.accept_until_drained(listener).await;
+    proxy.accept_until_drained(listener, socket).await;
     Ok(())
+}
+
+/// The Unix socket, if there is to be one.
+async fn listen_locally(config: &Config) -> Result<Option<UnixSocket>, String> {
+    let directory = &config.listen.unix_socket_dir;
+    if directory.as_os_str().is_empty() {
+        return Ok(None);
+    }
+    let mode = config.listen.socket_mode().unwrap_or_default();
+    let bound = UnixSocket::bind(directory, config.listen.listen_port, mode).await;
+    let socket = bound.map_err(|error| {
+        format!("can't listen in {} (unix_socket_dir): {error}", directory.display())
+    })?;
+    tracing::info!(path = socket.path().display().to_string(), "pgward has a socket");
+    Ok(Some(socket))
+}
+
+/// The next client of the Unix socket; never, where there is none.
+async fn accept_locally(socket: Option<&UnixSocket>) -> std::io::Result<Stream> {
+    match socket {
+        Some(socket) => socket.accept().await.map(Stream::from),
+        None => std::future::pending().await,
+    }
 }
 
 fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
@@ -207,7 +248,11 @@ impl Proxy {
         }
     }
 
-    async fn accept_until_drained(self: &Arc<Self>, listener: TcpListener) {
+    async fn accept_until_drained(
+        self: &Arc<Self>,
+        listener: TcpListener,
+        socket: Option<UnixSocket>,
+    ) {
         let signals = (
             signal(SignalKind::hangup()),
             signal(SignalKind::terminate()),
@@ -227,18 +272,21 @@ impl Proxy {
                 }
                 _ = terminate.recv() => break,
                 _ = interrupt.recv() => break,
-                accepted = listener.accept() => match accepted {
-                    Ok((stream, peer)) => self.accept(stream, peer),
-                    Err(error) => {
-                        tracing::warn!(%error, "accept failed");
-                        // Out of file descriptors, most likely: some will come back.
-                        tokio::time::sleep(Duration::from_millis(50)).await;
-                    }
-                },
+                // Those on the same machine next: they are few, and people who look for trouble.
+                accepted = accept_locally(socket.as_ref()) => {
+                    self.accept(accepted.map(|stream| (stream, None))).await;
+                }
+                accepted = listener.accept() => {
+                    let accepted = accepted.map(|(tcp, peer)| {
+                        drop(tcp.set_nodelay(true));
+                        (tcp.into(), Some(peer))
+                    });
+                    self.accept(accepted).await;
+                }
             }
         }
         self.is_listening.store(false, Ordering::Release);
-        drop(listener);
+        drop((listener, socket));
         tracing::info!(clients = self.services.directory.len(), "draining");
         let drained = self.drain();
         tokio::select! {
@@ -261,19 +309,27 @@ impl Proxy {
         }
     }
 
-    fn accept(self: &Arc<Self>, stream: TcpStream, peer: SocketAddr) {
-        drop(stream.set_nodelay(true));
+    async fn accept(self: &Arc<Self>, accepted: std::io::Result<(Stream, Option<SocketAddr>)>) {
+        let (stream, peer) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                tracing::warn!(%error, "accept failed");
+                // Out of file descriptors, most likely: some will come back.
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                return;
+            }
+        };
         let proxy = self.clone();
         tokio::spawn(async move {
             proxy.connections.fetch_add(1, Ordering::AcqRel);
             let _leaves = Leaves(&proxy.connections);
             // Boxed: the state of a login is large, and a session shall not carry it.
-            let Some(login) = Box::pin(proxy.log_in(stream.into(), peer)).await else { return };
+            let Some(login) = Box::pin(proxy.log_in(stream, peer)).await else { return };
             match (login.database, login.shard) {
                 (Database::Console, _) => Box::pin(proxy.console(login)).await,
                 (Database::Sharded, Some(shard)) => {
                     let services = proxy.services.clone();
-                    Box::pin(direct::serve(services, login, shard, Some(peer))).await;
+                    Box::pin(direct::serve(services, login, shard, peer)).await;
                 }
                 (Database::Sharded, None) => {
                     let session = Box::pin(proxy.welcome(login, peer)).await;
@@ -285,10 +341,10 @@ impl Proxy {
         });
     }
 
-    async fn log_in(&self, stream: Stream, peer: SocketAddr) -> Option<Login> {
+    async fn log_in(&self, stream: Stream, peer: Option<SocketAddr>) -> Option<Login> {
         let config = self.services.config.load_full();
-        let _login =
-            LoginSlot::take(&self.logins, peer.ip(), config.listen.max_logins_per_address)?;
+        let address = peer.map(|peer| peer.ip());
+        let _login = LoginSlot::take(&self.logins, address, config.listen.max_logins_per_address)?;
         let is_full = self.connections.load(Ordering::Acquire) > config.listen.max_client_conn;
         let refusal = if is_full {
             Some(refusals::too_many_clients())
@@ -299,8 +355,10 @@ impl Proxy {
         };
         let users = self.services.users.load_full();
         let map = self.services.map.current();
+        let client_tls = self.client_tls.load_full();
         let door = Door {
             auth_type: config.auth.auth_type,
+            tls: client_tls.as_deref(),
             users: &users,
             database: &map.database,
             refusal: refusal.map(|r| backend::ErrorReply { severity: "FATAL", ..r }),
@@ -322,25 +380,29 @@ impl Proxy {
                     _ => LoginOutcome::Failed,
                 };
                 self.services.metrics.on_login(outcome);
-                tracing::info!(peer = peer.to_string(), %error, "no login");
+                tracing::info!(peer = shown(peer), %error, "no login");
                 None
             }
         }
     }
 
-    async fn welcome(&self, login: Login, peer: SocketAddr) -> Option<crate::session::Session> {
+    async fn welcome(
+        &self,
+        login: Login,
+        peer: Option<SocketAddr>,
+    ) -> Option<crate::session::Session> {
         let user = login.user.name.clone();
-        match welcome::welcome(self.services.clone(), login, Some(peer)).await {
+        match welcome::welcome(self.services.clone(), login, peer).await {
             Ok(session) => {
                 self.services.metrics.on_login(LoginOutcome::Ok);
                 self.logins_ok.fetch_add(1, Ordering::Relaxed);
-                tracing::debug!(peer = peer.to_string(), user, "login");
+                tracing::debug!(peer = shown(peer), user, "login");
                 Some(session)
             }
             Err((mut stream, refusal)) => {
                 self.services.metrics.on_login(LoginOutcome::Failed);
                 self.services.metrics.on_refusal(refusal.sqlstate);
-                tracing::info!(peer = peer.to_string(), sqlstate = refusal.sqlstate, "no session");
+                tracing::info!(peer = shown(peer), sqlstate = refusal.sqlstate, "no session");
                 let mut output = Buffer::default();
                 refusal.encode(output.tail());
                 let farewell = stream.drain(&mut output);
@@ -389,15 +451,18 @@ impl Proxy {
 
     fn take(&self, files: Files) -> Result<String, String> {
         let services = &self.services;
-        let Files { config, map, users } = files;
+        let Files { config, map, users, client_tls, server_tls } = files;
+        let server_tls = Arc::new(server_tls);
         // The map is the only one of the three that may still be refused.
         let outcome = services.map.publish(map).map_err(|error| error.to_string())?;
         let map = services.map.current();
+        services.fleet.set_tls(server_tls.clone());
         services.fleet.apply(&map);
         services.catalog.apply(catalog::declared(&map, &config.guard.safe_functions));
         let had_credentials = credentials(&services.users.load());
         let is_same_login = had_credentials == credentials(&users);
-        services.pools.reload(pool::Settings::new(&config), &map);
+        services.pools.reload(pool::Settings::new(&config, server_tls), &map);
+        self.client_tls.store(client_tls.map(Arc::new));
         if !is_same_login {
             services.pools.forget_users();
         }
@@ -410,6 +475,11 @@ impl Proxy {
             }
         })
     }
+}
+
+/// A client's address, for the log.
+fn shown(peer: Option<SocketAddr>) -> String {
+    peer.map_or_else(|| "unix".to_owned(), |peer| peer.to_string())
 }
 
 fn credentials(users: &Users) -> Vec<Arc<crate::auth::ServerCredentials>> {
@@ -430,14 +500,14 @@ impl Drop for Leaves<'_> {
 
 /// One of the logins that an address may have under way.
 struct LoginSlot<'a> {
-    logins: &'a Mutex<HashMap<IpAddr, usize>>,
-    address: IpAddr,
+    logins: &'a Mutex<HashMap<Option<IpAddr>, usize>>,
+    address: Option<IpAddr>,
 }
 
 impl<'a> LoginSlot<'a> {
     fn take(
-        logins: &'a Mutex<HashMap<IpAddr, usize>>,
-        address: IpAddr,
+        logins: &'a Mutex<HashMap<Option<IpAddr>, usize>>,
+        address: Option<IpAddr>,
         max: usize,
     ) -> Option<Self> {
         let mut count = logins.lock().unwrap_or_else(|p| p.into_inner());

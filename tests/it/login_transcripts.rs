@@ -55,8 +55,13 @@ fn transcripts() {
 #[test]
 fn a_login_in_progress_is_small() {
     let users = users(AuthType::ScramSha256);
-    let door =
-        Door { auth_type: AuthType::ScramSha256, users: &users, database: "x", refusal: None };
+    let door = Door {
+        auth_type: AuthType::ScramSha256,
+        users: &users,
+        database: "x",
+        refusal: None,
+        tls: None,
+    };
     let (near, _far) = tokio::io::duplex(1);
     let deadline = runtime().block_on(async { Instant::now() });
     let login = hello(Stream::Memory(Box::new(near)), &door, deadline);
@@ -101,7 +106,7 @@ proptest! {
             let login = tokio::spawn(async move {
                 let users = users(AuthType::ScramSha256);
                 let auth_type = AuthType::ScramSha256;
-                let door = Door { auth_type, users: &users, database: "hospital", refusal: None };
+                let door = Door { auth_type, users: &users, database: "hospital", refusal: None, tls: None };
                 let deadline = Instant::now() + Duration::from_secs(60);
                 outcome(hello(Stream::Memory(Box::new(near)), &door, deadline).await)
             });
@@ -133,7 +138,7 @@ async fn talk(input: &str) -> String {
     let (near, far) = tokio::io::duplex(1 << 16);
     let login = tokio::spawn(async move {
         let users = users(auth_type);
-        let door = Door { auth_type, users: &users, database: "hospital", refusal };
+        let door = Door { auth_type, users: &users, database: "hospital", refusal, tls: None };
         let deadline = Instant::now() + Duration::from_secs(60);
         outcome(hello(Stream::Memory(Box::new(near)), &door, deadline).await)
     });

@@ -26,4 +26,6 @@ mod route_golden;
 mod routing;
 mod server_login;
 mod tidy;
+mod tls;
 mod transcripts;
+mod unix_sockets;

@@ -12,6 +12,7 @@ use pgward::config::{AuthType, Config, Consistency};
 use pgward::fleet::health::Answer;
 use pgward::fleet::{Fleet, FleetSettings};
 use pgward::metrics::Metrics;
+use pgward::net::tls::ServerTls;
 use pgward::net::{Buffer, Stream};
 use pgward::pool::{self, Pools};
 use pgward::route::GuardMode;
@@ -169,7 +170,11 @@ impl Scene {
             directory: Default::default(),
             metrics: Arc::new(Metrics::new()),
             users: ArcSwap::from_pointee(users),
-            pools: Pools::new(pool::Settings::new(&config), &map, fleet.clone()),
+            pools: Pools::new(
+                pool::Settings::new(&config, Arc::new(ServerTls::plain())),
+                &map,
+                fleet.clone(),
+            ),
             map: MapStore::new(map),
             config: ArcSwap::from_pointee(config),
             catalog,
@@ -424,7 +429,7 @@ async fn listen(mut pipe: ReadHalf<DuplexStream>, heard: Arc<Mutex<Heard>>, stag
 async fn serve(services: Arc<Services>, stream: Stream) {
     let users = services.users.load_full();
     let auth_type = AuthType::Trust;
-    let door = Door { auth_type, users: &users, database: "hospital", refusal: None };
+    let door = Door { auth_type, users: &users, database: "hospital", refusal: None, tls: None };
     let Ok(Hello::Login(login)) = hello(stream, &door, Instant::now() + PATIENCE).await else {
         return;
     };
