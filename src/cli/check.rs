@@ -77,7 +77,8 @@ impl Findings {
         let shards = self.map.as_ref().map(|(_, map)| map.shards()).unwrap_or_default();
         let loaded =
             [Acceptor::load(&config.tls).err(), ServerTls::load(&config.tls, shards).err()];
-        self.problems.extend(loaded.into_iter().flatten().map(tls_finding));
+        let findings = loaded.into_iter().flatten();
+        self.problems.extend(findings.map(|error| tls_finding(&error, &config.shard_map)));
         self.check_together(config);
     }
 
@@ -192,9 +193,9 @@ impl Findings {
     }
 }
 
-fn tls_finding(error: tls::Error) -> Finding {
-    let file = error.path().map(|path| path.display().to_string()).unwrap_or_default();
-    let message = match &error {
+fn tls_finding(error: &tls::Error, map: &Path) -> Finding {
+    let file = error.path().unwrap_or(map).display().to_string();
+    let message = match error {
         tls::Error::File { why, .. } => why.clone(),
         tls::Error::Unfit { source, .. } => source.to_string(),
         tls::Error::NoAuthority(_) => error.to_string(),
