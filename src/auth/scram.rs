@@ -15,6 +15,12 @@ use super::{Error, Secret};
 
 /// Name of the mechanism.
 pub const MECHANISM: &str = "SCRAM-SHA-256";
+/// Name of the mechanism that binds the proof to the TLS connection it is given on.
+pub const MECHANISM_PLUS: &str = "SCRAM-SHA-256-PLUS";
+/// A proof for another connection; Postgres's words.
+const CHECK_FAILED: &str = "SCRAM channel binding check failed";
+/// What it binds to: the certificate of the server's side (RFC 5929).
+const BINDING_HEADER: &str = "p=tls-server-end-point,,";
 /// Iterations that pgward computes for a server at most (as pgjdbc since CVE-2026-42198).
 pub const ITERATIONS_MAX: u32 = 100_000;
 /// Longest message of an exchange; real ones have about 100 bytes.
@@ -104,26 +110,79 @@ pub fn salt_for(name: &str, seed: &[u8]) -> Vec<u8> {
     salt
 }
 
+/// What a client may bind its proof to: pgward's own certificate.
+#[derive(Clone)]
+pub struct EndPoint {
+    machine: ScramServerAuth,
+    hash: Vec<u8>,
+}
+
+impl EndPoint {
+    /// Of the first certificate in `pem`, whose hash is `hash`; `None` where the library can't bind
+    /// to such a certificate.
+    pub fn new(pem: &[u8], hash: Vec<u8>) -> Option<Self> {
+        let mut machine = ScramServerAuth::new();
+        machine.configure_certificate(pem).ok()?;
+        Some(Self { machine, hash })
+    }
+}
+
+impl std::fmt::Debug for EndPoint {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("EndPoint(...)")
+    }
+}
+
+/// What a client was offered, and what it took.
+#[derive(Debug, Clone, Copy)]
+pub enum Channel<'a> {
+    /// Nothing to bind to.
+    Unbound,
+    /// It was offered [`MECHANISM_PLUS`] and took [`MECHANISM`].
+    Declined(&'a EndPoint),
+    /// It took [`MECHANISM_PLUS`].
+    Bound(&'a EndPoint),
+}
+
 /// pgward's side of a client's login, between server-first and client-final.
 pub struct ServerExchange {
     machine: ScramServerAuthWaitingForClientFinal,
+    /// What the client's final message must be bound to.
+    bound_to: Option<Vec<u8>>,
     mock: bool,
 }
 
 impl ServerExchange {
     /// Takes client-first; gives server-first and what waits for client-final.
     pub fn start(client_first: &[u8], verifier: &Verifier) -> Result<(String, Self), Error> {
-        check_client_first(client_first)?;
+        Self::start_on(Channel::Unbound, client_first, verifier)
+    }
+
+    /// As [`Self::start`], over TLS.
+    pub fn start_on(
+        channel: Channel<'_>,
+        client_first: &[u8],
+        verifier: &Verifier,
+    ) -> Result<(String, Self), Error> {
+        check_client_first(client_first, channel)?;
+        let (machine, bound_to) = match channel {
+            Channel::Unbound => (ScramServerAuth::new(), None),
+            Channel::Declined(end) => (end.machine.clone(), None),
+            Channel::Bound(end) => {
+                let bound_to = [BINDING_HEADER.as_bytes(), &end.hash].concat();
+                (end.machine.clone(), Some(bound_to))
+            }
+        };
         let secret = ScramSecret::Verifier {
             salt: verifier.salt.clone(),
             iterations: verifier.iterations as usize,
             stored_key: verifier.stored_key.to_vec(),
             server_key: verifier.server_key.to_vec(),
         };
-        let (server_first, machine) = ScramServerAuth::new()
+        let (server_first, machine) = machine
             .on_client_first_message_with_secret(client_first, secret)
             .map_err(|_| Error::Malformed("client-first"))?;
-        Ok((server_first, Self { machine, mock: verifier.mock }))
+        Ok((server_first, Self { machine, bound_to, mock: verifier.mock }))
     }
 
     /// Takes client-final; gives server-final if the proof is right.
@@ -131,7 +190,10 @@ impl ServerExchange {
     /// What the library compares, in variable time, are hashes over its own fresh nonce, which
     /// the client can't steer: the time tells nothing of the stored key.
     pub fn finish(self, client_final: &[u8]) -> Result<String, Error> {
-        check_client_final(client_final)?;
+        let binding = check_client_final(client_final)?;
+        if self.bound_to.is_some_and(|bound_to| bound_to != binding) {
+            return Err(Error::Channel(CHECK_FAILED));
+        }
         match self.machine.on_client_final_message(client_final) {
             Ok(server_final) if !self.mock => Ok(server_final),
             Ok(_) | Err(PgWireError::InvalidPassword(_)) => Err(Error::Denied),
@@ -140,12 +202,19 @@ impl ServerExchange {
     }
 }
 
-/// `n,,n=<name>,r=<nonce>`, or `y` for `n`. The name is not used: the StartupMessage has it.
-fn check_client_first(message: &[u8]) -> Result<(), Error> {
+/// `n,,n=<name>,r=<nonce>`, or `y` or `p=...` for `n`. The name is not used: the StartupMessage has
+/// it.
+fn check_client_first(message: &[u8], channel: Channel<'_>) -> Result<(), Error> {
     let fields = fields::<4>(message, "client-first")?;
     let [flag, authzid, name, nonce] = fields;
-    match flag {
-        "n" | "y" => {}
+    match (flag, channel) {
+        ("n", Channel::Unbound | Channel::Declined(_)) | ("y", Channel::Unbound) => {}
+        // It could, and thinks that we can't: somebody between us took our offer away.
+        ("y", Channel::Declined(_)) => {
+            return Err(Error::Channel("SCRAM channel binding negotiation error"));
+        }
+        ("p=tls-server-end-point", Channel::Bound(_)) => {}
+        ("n" | "y", Channel::Bound(_)) => return Err(Error::Malformed("no channel binding")),
         _ if flag.starts_with("p=") => return Err(Error::Malformed("channel binding")),
         _ => return Err(Error::Malformed("channel binding flag")),
     }
@@ -158,16 +227,16 @@ fn check_client_first(message: &[u8]) -> Result<(), Error> {
     check_nonce(nonce)
 }
 
-/// `c=<base64>,r=<nonce>,p=<proof>`.
-fn check_client_final(message: &[u8]) -> Result<(), Error> {
+/// `c=<base64>,r=<nonce>,p=<proof>`; gives what stands in base64, the channel binding.
+fn check_client_final(message: &[u8]) -> Result<Vec<u8>, Error> {
     let [binding, nonce, proof] = fields::<3>(message, "client-final")?;
-    if binding.strip_prefix("c=").and_then(decode_base64).is_none() {
+    let Some(binding) = binding.strip_prefix("c=").and_then(decode_base64) else {
         return Err(Error::Malformed("channel binding"));
-    }
+    };
     check_nonce(nonce)?;
     let proof = proof.strip_prefix("p=").filter(|proof| proof.len() == DIGEST_CHARS);
     match proof.and_then(decode_base64) {
-        Some(proof) if proof.len() == DIGEST_BYTES => Ok(()),
+        Some(proof) if proof.len() == DIGEST_BYTES => Ok(binding),
         _ => Err(Error::Malformed("proof")),
     }
 }
@@ -197,6 +266,17 @@ fn check_nonce(field: &str) -> Result<(), Error> {
     }
 }
 
+/// What pgward's own login to a server is bound to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Binding {
+    /// Nothing: the connection has no TLS, or a certificate that can't be bound to.
+    None,
+    /// Nothing, since the server doesn't offer it. A server that does will notice, and refuse.
+    NotOffered,
+    /// The server's certificate, by its hash (RFC 5929).
+    EndPoint(Vec<u8>),
+}
+
 /// pgward's own login to a server, between client-first and server-first.
 pub struct ClientExchange {
     machine: ScramSha256,
@@ -206,9 +286,20 @@ pub struct ClientExchange {
 impl ClientExchange {
     /// Gives client-first and what waits for server-first.
     pub fn start(secret: &Secret) -> (Vec<u8>, Self) {
-        let machine = ScramSha256::new(secret.expose().as_bytes(), ChannelBinding::unsupported());
+        Self::start_bound(secret, Binding::None)
+    }
+
+    /// As [`Self::start`], over TLS.
+    pub fn start_bound(secret: &Secret, binding: Binding) -> (Vec<u8>, Self) {
+        let binding = match binding {
+            Binding::None => ChannelBinding::unsupported(),
+            Binding::NotOffered => ChannelBinding::unrequested(),
+            Binding::EndPoint(hash) => ChannelBinding::tls_server_end_point(hash),
+        };
+        let machine = ScramSha256::new(secret.expose().as_bytes(), binding);
         let client_first = machine.message().to_vec();
-        let nonce_chars = client_first.len() - b"n,,n=,r=".len();
+        let nonce = client_first.rsplit(|byte| *byte == b',').next().unwrap_or_default();
+        let nonce_chars = nonce.len() - b"r=".len();
         (client_first, Self { machine, nonce_chars })
     }
 
@@ -328,6 +419,60 @@ mod tests {
         let mut verifier = Verifier::derive(&Secret::new("pencil"), b"salt", 64);
         verifier.mock = true;
         assert_eq!(log_in("pencil", &verifier), Err(Error::Denied));
+    }
+
+    /// A certificate in PEM, and the end point that it makes.
+    fn end_point() -> (Vec<u8>, EndPoint) {
+        let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+        let hash = ring::digest::digest(&ring::digest::SHA256, made.cert.der()).as_ref().to_vec();
+        (hash.clone(), EndPoint::new(made.cert.pem().as_bytes(), hash).unwrap())
+    }
+
+    #[test]
+    fn a_proof_is_bound_to_the_connection_that_it_is_given_on() {
+        let verifier = Verifier::derive(&Secret::new("pencil"), b"salt", 64);
+        let (hash, end) = end_point();
+        let (other_hash, other) = end_point();
+        let log_in = |binding: Binding, channel: Channel<'_>, secret: &str| {
+            let (client_first, client) = ClientExchange::start_bound(&Secret::new(secret), binding);
+            let (server_first, server) =
+                ServerExchange::start_on(channel, &client_first, &verifier)?;
+            let (client_final, client) = client.on_server_first(server_first.as_bytes())?;
+            client.on_server_final(server.finish(&client_final)?.as_bytes())
+        };
+        let bound = || Binding::EndPoint(hash.clone());
+        let cases: [(Binding, Channel<'_>, Result<(), Error>); 11] = [
+            (bound(), Channel::Bound(&end), Ok(())),
+            (Binding::None, Channel::Declined(&end), Ok(())),
+            (Binding::None, Channel::Unbound, Ok(())),
+            (Binding::NotOffered, Channel::Unbound, Ok(())),
+            // Our offer was taken away on its way to the client.
+            (
+                Binding::NotOffered,
+                Channel::Declined(&end),
+                Err(Error::Channel("SCRAM channel binding negotiation error")),
+            ),
+            // The client speaks to somebody else, who passes its words on.
+            (bound(), Channel::Bound(&other), Err(Error::Channel(CHECK_FAILED))),
+            (
+                Binding::EndPoint(other_hash),
+                Channel::Bound(&end),
+                Err(Error::Channel(CHECK_FAILED)),
+            ),
+            (
+                Binding::EndPoint(Vec::new()),
+                Channel::Bound(&end),
+                Err(Error::Channel(CHECK_FAILED)),
+            ),
+            // What it says and what it chose differ.
+            (Binding::None, Channel::Bound(&end), Err(Error::Malformed("no channel binding"))),
+            (bound(), Channel::Declined(&end), Err(Error::Malformed("channel binding"))),
+            (bound(), Channel::Unbound, Err(Error::Malformed("channel binding"))),
+        ];
+        for (number, (binding, channel, want)) in cases.into_iter().enumerate() {
+            assert_eq!(log_in(binding, channel, "pencil"), want, "case {number}");
+        }
+        assert_eq!(log_in(bound(), Channel::Bound(&end), "other"), Err(Error::Denied));
     }
 
     #[test]

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use crate::auth::Users;
 use crate::config::Config;
 use crate::document::LoadError;
+use crate::net::tls::{self, Acceptor, ServerTls};
 use crate::route::Hospitals;
 use crate::shard_map::{ShardMap, source};
 
@@ -73,6 +74,11 @@ impl Findings {
             Ok(users) => self.users = Some((config.users.clone(), users)),
             Err(error) => self.add(&config.users, error),
         }
+        let shards = self.map.as_ref().map(|(_, map)| map.shards()).unwrap_or_default();
+        let loaded =
+            [Acceptor::load(&config.tls).err(), ServerTls::load(&config.tls, shards).err()];
+        let findings = loaded.into_iter().flatten();
+        self.problems.extend(findings.map(|error| tls_finding(&error, &config.shard_map)));
         self.check_together(config);
     }
 
@@ -185,6 +191,16 @@ impl Findings {
             "problems": problems.collect::<Value>(),
         })
     }
+}
+
+fn tls_finding(error: &tls::Error, map: &Path) -> Finding {
+    let file = error.path().unwrap_or(map).display().to_string();
+    let message = match error {
+        tls::Error::File { why, .. } => why.clone(),
+        tls::Error::Unfit { source, .. } => source.to_string(),
+        tls::Error::NoAuthority(_) => error.to_string(),
+    };
+    Finding { file, place: None, message }
 }
 
 fn hosts(map: &ShardMap) -> usize {

@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::document::{self, LoadError, Problems};
 use crate::route::GuardMode;
+use crate::shard_map::SslMode;
 
 pub use validate::WORKER_THREADS_MAX;
 
@@ -33,6 +34,8 @@ pub struct Config {
     pub peer: Vec<Peer>,
     /// Where clients connect.
     pub listen: Listen,
+    /// TLS with clients and with servers. Files are PEM, relative to this one; a reload reads them anew.
+    pub tls: Tls,
     /// How clients log in.
     pub auth: Auth,
     /// Server connections.
@@ -55,7 +58,8 @@ pub struct Config {
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Listen {
-    /// IP address to listen on. Beyond loopback, `insecure = true` is needed while TLS is off.
+    /// IP address to listen on. Beyond loopback, clients must use TLS (`client_tls_sslmode`) and prove
+    /// who they are, or `insecure = true` is needed.
     pub listen_addr: std::net::IpAddr,
     /// TCP port; 0 takes a free one (tests).
     pub listen_port: u16,
@@ -68,6 +72,10 @@ pub struct Listen {
     pub peer_address: Option<SocketAddr>,
     /// Number of this pgward among its peers, 1 to 1023; 0: it has none. Cancel keys carry it.
     pub peer_id: u16,
+    /// Directory of a Unix socket, `.s.PGSQL.<listen_port>`, relative to this file; empty: none.
+    pub unix_socket_dir: PathBuf,
+    /// Who may use the socket: its mode, in octal.
+    pub unix_socket_mode: String,
     /// Clients that may be connected at once; one more gets 53300. Each counts until its socket is
     /// closed. Cancel requests are not counted.
     pub max_client_conn: usize,
@@ -101,6 +109,53 @@ pub struct Peer {
     /// Its port.
     #[serde(default = "default_port")]
     pub port: u16,
+}
+
+/// `[tls]`
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Tls {
+    /// TLS of clients. "disable": never; "allow" and "prefer": where the client wants it; "require":
+    /// always, but for Unix sockets; "verify-ca" and "verify-full": and with a certificate of an
+    /// authority in `client_tls_ca_file`.
+    pub client_tls_sslmode: SslMode,
+    /// pgward's own private key, without passphrase.
+    pub client_tls_key_file: PathBuf,
+    /// pgward's own certificate, then those between it and its authority.
+    pub client_tls_cert_file: PathBuf,
+    /// Authorities of clients' certificates. With it, a client that shows a certificate must show a
+    /// good one, whatever the mode. Empty: certificates are not asked for.
+    pub client_tls_ca_file: PathBuf,
+    /// Versions of TLS for clients.
+    pub client_tls_protocols: TlsProtocols,
+    /// TLS to servers; a shard map may say otherwise for its shards, with `tls = { sslmode = ... }`.
+    /// "disable": never; "allow": where the server insists; "prefer": where it can; "require":
+    /// always, and as "verify-ca" where `server_tls_ca_file` is set; "verify-ca": always, with a
+    /// certificate of an authority in that file; "verify-full": and one that names the host as the
+    /// shard map does. Unix sockets have none.
+    pub server_tls_sslmode: SslMode,
+    /// Authorities of servers' certificates.
+    pub server_tls_ca_file: PathBuf,
+    /// Private key of the certificate that pgward shows to servers; empty: it shows none.
+    pub server_tls_key_file: PathBuf,
+    /// The certificate that pgward shows to servers.
+    pub server_tls_cert_file: PathBuf,
+    /// Versions of TLS to servers.
+    pub server_tls_protocols: TlsProtocols,
+}
+
+/// Versions of TLS that may be spoken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+pub enum TlsProtocols {
+    /// 1.2 and 1.3.
+    #[serde(rename = "secure", alias = "tlsv1.2,tlsv1.3")]
+    Secure,
+    /// 1.2 only.
+    #[serde(rename = "tlsv1.2")]
+    V12,
+    /// 1.3 only.
+    #[serde(rename = "tlsv1.3")]
+    V13,
 }
 
 /// `[auth]`
@@ -329,6 +384,7 @@ impl Default for Config {
             users: "users.toml".into(),
             peer: Vec::new(),
             listen: Listen::default(),
+            tls: Tls::default(),
             auth: Auth::default(),
             pool: Pool::default(),
             routing: Routing::default(),
@@ -349,6 +405,8 @@ impl Default for Listen {
             so_reuseport: false,
             peer_address: None,
             peer_id: 0,
+            unix_socket_dir: PathBuf::new(),
+            unix_socket_mode: "0777".into(),
             max_client_conn: 10_000,
             admin_reserved_connections: 3,
             max_db_client_connections: 0,
@@ -364,6 +422,23 @@ impl Default for Listen {
 
 fn default_port() -> u16 {
     6432
+}
+
+impl Default for Tls {
+    fn default() -> Self {
+        Self {
+            client_tls_sslmode: SslMode::Disable,
+            client_tls_key_file: PathBuf::new(),
+            client_tls_cert_file: PathBuf::new(),
+            client_tls_ca_file: PathBuf::new(),
+            client_tls_protocols: TlsProtocols::Secure,
+            server_tls_sslmode: SslMode::Prefer,
+            server_tls_ca_file: PathBuf::new(),
+            server_tls_key_file: PathBuf::new(),
+            server_tls_cert_file: PathBuf::new(),
+            server_tls_protocols: TlsProtocols::Secure,
+        }
+    }
 }
 
 impl Default for Auth {
@@ -459,10 +534,31 @@ impl Config {
     }
 
     fn resolve(&mut self, folder: &Path) {
-        let paths = [&mut self.shard_map, &mut self.users, &mut self.health.probe_secret_file];
+        let tls = &mut self.tls;
+        let paths = [
+            &mut self.shard_map,
+            &mut self.users,
+            &mut self.health.probe_secret_file,
+            &mut self.listen.unix_socket_dir,
+            &mut tls.client_tls_key_file,
+            &mut tls.client_tls_cert_file,
+            &mut tls.client_tls_ca_file,
+            &mut tls.server_tls_ca_file,
+            &mut tls.server_tls_key_file,
+            &mut tls.server_tls_cert_file,
+        ];
         for path in paths.into_iter().filter(|path| !path.as_os_str().is_empty()) {
             *path = folder.join(&*path); // an absolute path stays as it is
         }
+    }
+}
+
+impl Listen {
+    /// `unix_socket_mode` as a number; `None` where it is none.
+    pub fn socket_mode(&self) -> Option<u32> {
+        let digits = &self.unix_socket_mode;
+        let is_octal = digits.bytes().all(|digit| (b'0'..=b'7').contains(&digit));
+        u32::from_str_radix(digits, 8).ok().filter(|mode| is_octal && *mode <= 0o777)
     }
 }
 

@@ -6,14 +6,16 @@
 use std::io;
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
+use std::path::Path;
 
 use serde::Deserialize;
 use toml::de::{DeTable, DeValue, Deserializer};
 
 use crate::document::{self, Problems, Report, Spanned};
 use crate::route::GuardMode;
+use crate::shard_map::SslMode;
 
-use super::{Config, Consistency, Health, Listen, Pool, Routing};
+use super::{AuthType, Config, Consistency, Health, Listen, Pool, Routing, Tls, TlsProtocols};
 
 /// Most threads that `worker_threads` may ask for.
 pub const WORKER_THREADS_MAX: usize = 1024;
@@ -115,6 +117,8 @@ impl Checks<'_> {
         }
         self.listen(&config.listen);
         self.peers(config);
+        self.exposure(config);
+        self.tls(&config.tls);
         let iterations = u64::from(config.auth.scram_iterations);
         self.within("auth", "scram_iterations", iterations, SCRAM_ITERATIONS);
         self.pool(&config.pool);
@@ -139,11 +143,13 @@ impl Checks<'_> {
 
     fn listen(&self, listen: &Listen) {
         let Listen {
-            listen_addr,
+            listen_addr: _,
             listen_port: _,
             so_reuseport: _, // any two may share an address
             peer_address: _, // takes cancels only, which need no secrecy
             peer_id,
+            unix_socket_dir: _, // bound or not: only the system knows
+            unix_socket_mode,
             max_client_conn,
             admin_reserved_connections,
             max_db_client_connections,
@@ -151,14 +157,12 @@ impl Checks<'_> {
             client_login_timeout,
             max_logins_per_address,
             worker_threads,
-            insecure,
+            insecure: _, // see `exposure`
             max_packet_size,
         } = listen;
-        if !listen_addr.is_loopback() && !insecure {
-            let message = "is beyond loopback, and there is no TLS yet: passwords and health \
-                           records would go in the clear. Where the network is trusted, say \
-                           `insecure = true`";
-            self.wrong("listen", "listen_addr", message);
+        if listen.socket_mode().is_none() {
+            let message = format!("must be octal, such as \"0770\", not \"{unix_socket_mode}\"");
+            self.wrong("listen", "unix_socket_mode", &message);
         }
         let ids = 0..=u64::from(PEER_ID_MAX);
         self.within("listen", "peer_id", u64::from(*peer_id), ids);
@@ -187,6 +191,60 @@ impl Checks<'_> {
         }
         if config.listen.peer_id == 0 && !config.peer.is_empty() {
             self.wrong("", "peer", "needs a `peer_id` in `[listen]`: cancel keys name it");
+        }
+    }
+
+    /// Beyond loopback, nothing goes in the clear and nobody comes in unproven by oversight.
+    fn exposure(&self, config: &Config) {
+        let Listen { listen_addr, insecure, .. } = &config.listen;
+        if listen_addr.is_loopback() || *insecure {
+            return;
+        }
+        if !config.tls.client_tls_sslmode.is_encrypted() {
+            let message = "is beyond loopback, and clients need no TLS: health records would go in \
+                           the clear. Say `client_tls_sslmode = \"require\"` in [tls] or, where the \
+                           network is trusted, `insecure = true`";
+            self.wrong("listen", "listen_addr", message);
+        }
+        if config.auth.auth_type == AuthType::Trust {
+            let message = "is beyond loopback, and `auth_type = \"trust\"` lets anybody in: where \
+                           the network is trusted, say `insecure = true`";
+            self.wrong("listen", "listen_addr", message);
+        }
+    }
+
+    /// Which keys need which; whether the files are good is seen where they are read.
+    fn tls(&self, tls: &Tls) {
+        let Tls {
+            client_tls_sslmode,
+            client_tls_key_file,
+            client_tls_cert_file,
+            client_tls_ca_file,
+            client_tls_protocols: TlsProtocols::Secure | TlsProtocols::V12 | TlsProtocols::V13,
+            server_tls_sslmode,
+            server_tls_ca_file,
+            server_tls_key_file,
+            server_tls_cert_file,
+            server_tls_protocols: TlsProtocols::Secure | TlsProtocols::V12 | TlsProtocols::V13,
+        } = tls;
+        let is_set = |path: &Path| !path.as_os_str().is_empty();
+        if *client_tls_sslmode != SslMode::Disable
+            && !(is_set(client_tls_key_file) && is_set(client_tls_cert_file))
+        {
+            let message = "needs `client_tls_key_file` and `client_tls_cert_file`";
+            self.wrong("tls", "client_tls_sslmode", message);
+        }
+        if client_tls_sslmode.is_verified() && !is_set(client_tls_ca_file) {
+            let message = "needs `client_tls_ca_file`: whose certificates are good?";
+            self.wrong("tls", "client_tls_sslmode", message);
+        }
+        if server_tls_sslmode.is_verified() && !is_set(server_tls_ca_file) {
+            let message = "needs `server_tls_ca_file`: whose certificates are good?";
+            self.wrong("tls", "server_tls_sslmode", message);
+        }
+        if is_set(server_tls_key_file) != is_set(server_tls_cert_file) {
+            let message = "and `server_tls_cert_file` belong together";
+            self.wrong("tls", "server_tls_key_file", message);
         }
     }
 

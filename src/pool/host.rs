@@ -90,6 +90,8 @@ pub struct Entry {
     pub borrows: AtomicU64,
     /// Its number among the connections of its pool.
     pub id: u64,
+    /// Protocol and cipher of its TLS.
+    pub tls: Option<String>,
 }
 
 impl Pooled {
@@ -172,6 +174,7 @@ impl Manager {
             client: AtomicU64::new(0),
             borrows: AtomicU64::new(0),
             id: counters.made.fetch_add(1, Ordering::Relaxed) + 1,
+            tls: conn.tls_version(),
         });
         {
             let mut entries = lock(&self.entries);

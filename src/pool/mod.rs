@@ -17,6 +17,7 @@ use arc_swap::ArcSwap;
 use crate::auth::users::ServerCredentials;
 use crate::config::{Consistency, ReplicaChoice};
 use crate::fleet::{Fleet, ShardState};
+use crate::net::tls::ServerTls;
 use crate::route::Role;
 use crate::server::login::{ConnectError, Target};
 use crate::shard_map::{Address, HospitalId, Shard, ShardId, ShardMap};
@@ -49,11 +50,13 @@ pub struct Settings {
     pub max_replica_lag: Duration,
     /// Choice among fresh replicas.
     pub replica_choice: ReplicaChoice,
+    /// How servers are spoken to.
+    pub tls: Arc<ServerTls>,
 }
 
 impl Settings {
-    /// From the configuration.
-    pub fn new(config: &crate::config::Config) -> Self {
+    /// From the configuration, and what was made of its files.
+    pub fn new(config: &crate::config::Config, tls: Arc<ServerTls>) -> Self {
         let pool = &config.pool;
         let limits = |size: usize| Limits {
             size,
@@ -81,6 +84,7 @@ impl Settings {
             consistency: config.routing.consistency,
             max_replica_lag: Duration::from_millis(config.routing.max_replica_lag_ms),
             replica_choice: config.routing.replica_choice,
+            tls,
         }
     }
 }
@@ -228,19 +232,22 @@ impl Pools {
     }
 
     /// A new map or new settings: sessions look their pools up again at their next checkout.
-    /// Pools whose host and limits did not change stay; the others close as they come back.
+    /// Pools whose host, TLS and limits did not change stay; the others close as they come back.
     pub fn reload(&self, settings: Settings, map: &ShardMap) {
+        let tls = settings.tls.clone();
         self.settings.store(Arc::new(settings));
         self.layout.store(Arc::new(Layout { shards: map.shards().to_vec() }));
         lock(&self.users).clear();
-        let is_used = |key: &PoolKey| {
+        let is_used = |key: &PoolKey, pool: &HostPool| {
             let of_key = |shard: &Shard| {
-                shard.database == key.1 && shard.hosts().any(|address| *address == key.0)
+                shard.database == key.1
+                    && shard.hosts().any(|address| *address == key.0)
+                    && *tls.of(shard.id) == pool.target().tls
             };
             map.shards().iter().any(of_key)
         };
         lock(&self.hosts).retain(|key, pool| {
-            let is_kept = is_used(key);
+            let is_kept = is_used(key, pool);
             if !is_kept {
                 pool.reconnect();
             }
@@ -531,7 +538,8 @@ impl Pools {
         let address = shard.shard.hosts().nth(host).expect("host index of this shard").clone();
         let database = shard.shard.database.clone();
         let key = (address.clone(), database.clone(), pools.credentials.user.clone(), is_primary);
-        let target = Target::new(address, database, &pools.credentials);
+        let tls = settings.tls.of(shard.shard.id).clone();
+        let target = Target::new(address, tls, database, &pools.credentials);
         let mut hosts = lock(&self.hosts);
         if let Some(pool) = hosts.get(&key)
             && pool.limits() == limits

@@ -139,7 +139,7 @@ impl Proxy {
     async fn serve_peer(&self, stream: Stream, peer: SocketAddr) {
         let config = self.services.config.load_full();
         let most = config.listen.max_logins_per_address;
-        let Some(under_way) = LoginSlot::take(&self.logins, peer.ip(), most) else { return };
+        let Some(under_way) = LoginSlot::take(&self.logins, Some(peer.ip()), most) else { return };
         let users = self.services.users.load_full();
         let door = Door {
             auth_type: config.auth.auth_type,
@@ -147,6 +147,7 @@ impl Proxy {
             database: "",
             refusal: Some(refusals::cancels_only()),
             reserved_for: None,
+            tls: None,
         };
         let opened = Box::pin(hello(stream, &door, Instant::now() + CANCEL_WAIT)).await;
         if let Ok(Hello::Cancel { stream, pid, key }) = opened {

@@ -14,8 +14,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
-use tokio::net::{TcpListener, TcpStream};
+use arc_swap::{ArcSwap, ArcSwapOption};
+use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::Instant;
 
@@ -25,11 +25,13 @@ use crate::catalog::{self, CatalogStore};
 use crate::config::{Config, LogFormat};
 use crate::fleet::{Fleet, FleetSettings};
 use crate::metrics::{LoginOutcome, Metrics};
+use crate::net::tls::{self, Acceptor, ServerTls};
+use crate::net::unix::UnixSocket;
 use crate::net::{self, Buffer, Stream};
 use crate::pool::{self, Pools};
 use crate::route::refusals;
 use crate::session::directory::Directory;
-use crate::session::login::{self, Database, Door, Hello, Login};
+use crate::session::login::{self, ClientTls, Database, Door, Hello, Login};
 use crate::session::welcome::Greetings;
 use crate::session::{Services, Session, direct, statements, welcome};
 use crate::shard_map::source::{self as maps, MapStore, ReloadOutcome};
@@ -60,18 +62,22 @@ pub(crate) struct Proxy {
     consoles: AtomicUsize,
     slots: Arc<Slots>,
     cancels: Cancels,
-    /// Connections that are logging in, by address.
-    logins: Mutex<HashMap<IpAddr, usize>>,
+    /// TLS with clients, if they get it; those who come after a reload get the new one.
+    client_tls: ArcSwapOption<ClientTls>,
+    /// Connections that are logging in, by address; `None` for the Unix socket.
+    logins: Mutex<HashMap<Option<IpAddr>, usize>>,
     /// One reload at a time.
     reloading: tokio::sync::Mutex<()>,
     logins_ok: std::sync::atomic::AtomicU64,
 }
 
-/// The three files, read and valid.
+/// The files, read and valid.
 struct Files {
     config: Config,
     map: crate::shard_map::ShardMap,
     users: Users,
+    client_tls: Option<ClientTls>,
+    server_tls: ServerTls,
 }
 
 impl Files {
@@ -82,7 +88,14 @@ impl Files {
             Some(users) => users.reload(&config.users, &config.auth),
             None => Users::load(&config.users, &config.auth),
         };
-        Ok(Self { map, users: users.map_err(|error| error.to_string())?, config })
+        let told = |error: tls::Error| error.to_string();
+        Ok(Self {
+            client_tls: Acceptor::load(&config.tls).map_err(told)?.map(ClientTls::new),
+            server_tls: ServerTls::load(&config.tls, map.shards()).map_err(told)?,
+            users: users.map_err(|error| error.to_string())?,
+            map,
+            config,
+        })
     }
 }
 
@@ -119,7 +132,7 @@ pub fn serve(path: &Path) -> ExitCode {
 
 fn start_log(config: &Config) {
     let filter = tracing_subscriber::EnvFilter::new(format!(
-        "{level},tokio_postgres=error,h2=error,hyper=error",
+        "{level},tokio_postgres=error,h2=error,hyper=error,rustls=error",
         level = config.log.level
     ));
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
@@ -132,10 +145,12 @@ fn start_log(config: &Config) {
 }
 
 async fn run(path: &Path, files: Files) -> Result<(), String> {
-    let Files { config, map, users } = files;
+    let Files { config, map, users, client_tls, server_tls } = files;
+    let server_tls = Arc::new(server_tls);
     let address = SocketAddr::new(config.listen.listen_addr, config.listen.listen_port);
     let listener = listen(address, config.listen.so_reuseport)
         .map_err(|error| format!("can't listen on {address}: {error}"))?;
+    let socket = listen_locally(&config).await?;
     let metrics_listener = match config.metrics.address {
         Some(address) => Some(
             TcpListener::bind(address)
@@ -154,10 +169,12 @@ async fn run(path: &Path, files: Files) -> Result<(), String> {
     };
     let secret = config.health.probe_secret().map_err(|error| error.to_string())?;
     let fleet = Fleet::new(&map, FleetSettings::new(&config.health, secret));
+    fleet.set_tls(server_tls.clone());
+    fleet.apply(&map);
     let declared = catalog::declared(&map, &config.guard.safe_functions);
     let refresh = Duration::from_secs(config.health.catalog_refresh_s);
     let catalog = CatalogStore::new(fleet.clone(), declared, refresh);
-    let pools = Pools::new(pool::Settings::new(&config), &map, fleet.clone());
+    let pools = Pools::new(pool::Settings::new(&config, server_tls), &map, fleet.clone());
     let routing = &config.routing;
     let services = Arc::new(Services {
         analyzer: Analyzer::new(routing.cache_bytes_max, routing.cache_text_bytes_max),
@@ -181,6 +198,7 @@ async fn run(path: &Path, files: Files) -> Result<(), String> {
         consoles: AtomicUsize::new(0),
         slots: Default::default(),
         cancels: Cancels::new(),
+        client_tls: ArcSwapOption::from_pointee(client_tls),
         logins: Mutex::default(),
         reloading: tokio::sync::Mutex::default(),
         logins_ok: Default::default(),
@@ -203,8 +221,31 @@ async fn run(path: &Path, files: Files) -> Result<(), String> {
     let address = listener.local_addr().map_err(|error| error.to_string())?;
     tracing::info!(address = address.to_string(), "pgward listens");
     proxy.is_listening.store(true, Ordering::Release);
-    proxy.accept_until_drained(listener).await;
+    proxy.accept_until_drained(listener, socket).await;
     Ok(())
+}
+
+/// The Unix socket, if there is to be one.
+async fn listen_locally(config: &Config) -> Result<Option<UnixSocket>, String> {
+    let directory = &config.listen.unix_socket_dir;
+    if directory.as_os_str().is_empty() {
+        return Ok(None);
+    }
+    let mode = config.listen.socket_mode().unwrap_or_default();
+    let bound = UnixSocket::bind(directory, config.listen.listen_port, mode).await;
+    let socket = bound.map_err(|error| {
+        format!("can't listen in {} (unix_socket_dir): {error}", directory.display())
+    })?;
+    tracing::info!(path = socket.path().display().to_string(), "pgward has a socket");
+    Ok(Some(socket))
+}
+
+/// The next client of the Unix socket; never, where there is none.
+async fn accept_locally(socket: Option<&UnixSocket>) -> std::io::Result<Stream> {
+    match socket {
+        Some(socket) => socket.accept().await.map(Stream::from),
+        None => std::future::pending().await,
+    }
 }
 
 fn listen(address: SocketAddr, is_shared: bool) -> std::io::Result<TcpListener> {
@@ -235,7 +276,11 @@ impl Proxy {
         }
     }
 
-    async fn accept_until_drained(self: &Arc<Self>, listener: TcpListener) {
+    async fn accept_until_drained(
+        self: &Arc<Self>,
+        listener: TcpListener,
+        socket: Option<UnixSocket>,
+    ) {
         let signals = (
             signal(SignalKind::hangup()),
             signal(SignalKind::terminate()),
@@ -255,18 +300,21 @@ impl Proxy {
                 }
                 _ = terminate.recv() => break,
                 _ = interrupt.recv() => break,
-                accepted = listener.accept() => match accepted {
-                    Ok((stream, peer)) => self.accept(stream, peer),
-                    Err(error) => {
-                        tracing::warn!(%error, "accept failed");
-                        // Out of file descriptors, most likely: some will come back.
-                        tokio::time::sleep(Duration::from_millis(50)).await;
-                    }
-                },
+                // Those on the same machine next: they are few, and people who look for trouble.
+                accepted = accept_locally(socket.as_ref()) => {
+                    self.accept(accepted.map(|stream| (stream, None))).await;
+                }
+                accepted = listener.accept() => {
+                    let accepted = accepted.map(|(tcp, peer)| {
+                        drop(net::tune(&tcp));
+                        (tcp.into(), Some(peer))
+                    });
+                    self.accept(accepted).await;
+                }
             }
         }
         self.is_listening.store(false, Ordering::Release);
-        drop(listener);
+        drop((listener, socket));
         tracing::info!(clients = self.services.directory.len(), "draining");
         let drained = self.drain();
         tokio::select! {
@@ -289,12 +337,20 @@ impl Proxy {
         }
     }
 
-    fn accept(self: &Arc<Self>, stream: TcpStream, peer: SocketAddr) {
-        drop(net::tune(&stream));
+    async fn accept(self: &Arc<Self>, accepted: std::io::Result<(Stream, Option<SocketAddr>)>) {
+        let (stream, peer) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                tracing::warn!(%error, "accept failed");
+                // Out of file descriptors, most likely: some will come back.
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                return;
+            }
+        };
         let proxy = self.clone();
         tokio::spawn(async move {
             // Boxed: the state of a login is large, and a session shall not carry it.
-            let opened = Box::pin(proxy.open(stream.into(), peer)).await;
+            let opened = Box::pin(proxy.open(stream, peer)).await;
             // The places are given back when all else of it is gone, its socket first of all.
             if let Some((session, _place, _slot)) = opened {
                 session.run().await;
@@ -306,7 +362,7 @@ impl Proxy {
     async fn open<'p>(
         self: &'p Arc<Self>,
         stream: Stream,
-        peer: SocketAddr,
+        peer: Option<SocketAddr>,
     ) -> Option<(Session, Counted<'p>, Slot)> {
         let deadline = Instant::now() + self.login_timeout();
         let place = Counted::new(&self.connections);
@@ -318,7 +374,7 @@ impl Proxy {
         }
         let (login, slot) = self.place(login).await?;
         if let Some(shard) = login.shard {
-            direct::serve(self.services.clone(), login, shard, Some(peer)).await;
+            direct::serve(self.services.clone(), login, shard, peer).await;
             return None;
         }
         let session = self.welcome(login, peer, deadline).await?;
@@ -358,13 +414,14 @@ impl Proxy {
     async fn log_in<'p>(
         &'p self,
         stream: Stream,
-        peer: SocketAddr,
+        peer: Option<SocketAddr>,
         place: Counted<'p>,
         deadline: Instant,
     ) -> Option<(Login, Counted<'p>)> {
         let config = self.services.config.load_full();
+        let address = peer.map(|peer| peer.ip());
         let under_way =
-            LoginSlot::take(&self.logins, peer.ip(), config.listen.max_logins_per_address)?;
+            LoginSlot::take(&self.logins, address, config.listen.max_logins_per_address)?;
         let is_full = self.connections.load(Ordering::Acquire) > config.listen.max_client_conn;
         let refusal = if is_full {
             Some(refusals::too_many_clients())
@@ -376,8 +433,10 @@ impl Proxy {
         let consoles = self.consoles.load(Ordering::Acquire);
         let users = self.services.users.load_full();
         let map = self.services.map.current();
+        let client_tls = self.client_tls.load_full();
         let door = Door {
             auth_type: config.auth.auth_type,
+            tls: client_tls.as_deref(),
             users: &users,
             database: &map.database,
             refusal: refusal.map(|r| backend::ErrorReply { severity: "FATAL", ..r }),
@@ -402,24 +461,29 @@ impl Proxy {
                     _ => LoginOutcome::Failed,
                 };
                 self.services.metrics.on_login(outcome);
-                tracing::info!(peer = peer.to_string(), %error, "no login");
+                tracing::info!(peer = shown(peer), %error, "no login");
                 None
             }
         }
     }
 
-    async fn welcome(&self, login: Login, peer: SocketAddr, deadline: Instant) -> Option<Session> {
+    async fn welcome(
+        &self,
+        login: Login,
+        peer: Option<SocketAddr>,
+        deadline: Instant,
+    ) -> Option<Session> {
         let user = login.user.name.clone();
-        match welcome::welcome(self.services.clone(), login, Some(peer), deadline).await {
+        match welcome::welcome(self.services.clone(), login, peer, deadline).await {
             Ok(session) => {
                 self.services.metrics.on_login(LoginOutcome::Ok);
                 self.logins_ok.fetch_add(1, Ordering::Relaxed);
-                tracing::debug!(peer = peer.to_string(), user, "login");
+                tracing::debug!(peer = shown(peer), user, "login");
                 Some(session)
             }
             Err((stream, refusal)) => {
                 self.services.metrics.on_login(LoginOutcome::Failed);
-                tracing::info!(peer = peer.to_string(), sqlstate = refusal.sqlstate, "no session");
+                tracing::info!(peer = shown(peer), sqlstate = refusal.sqlstate, "no session");
                 self.part(stream, refusal).await;
                 None
             }
@@ -462,15 +526,18 @@ impl Proxy {
 
     fn take(&self, files: Files) -> Result<String, String> {
         let services = &self.services;
-        let Files { config, map, users } = files;
+        let Files { config, map, users, client_tls, server_tls } = files;
+        let server_tls = Arc::new(server_tls);
         // The map is the only one of the three that may still be refused.
         let outcome = services.map.publish(map).map_err(|error| error.to_string())?;
         let map = services.map.current();
+        services.fleet.set_tls(server_tls.clone());
         services.fleet.apply(&map);
         services.catalog.apply(catalog::declared(&map, &config.guard.safe_functions));
         let had_credentials = credentials(&services.users.load());
         let is_same_login = had_credentials == credentials(&users);
-        services.pools.reload(pool::Settings::new(&config), &map);
+        services.pools.reload(pool::Settings::new(&config, server_tls), &map);
+        self.client_tls.store(client_tls.map(Arc::new));
         if !is_same_login {
             services.pools.forget_users();
         }
@@ -483,6 +550,11 @@ impl Proxy {
             }
         })
     }
+}
+
+/// A client's address, for the log.
+fn shown(peer: Option<SocketAddr>) -> String {
+    peer.map_or_else(|| "unix".to_owned(), |peer| peer.to_string())
 }
 
 fn credentials(users: &Users) -> Vec<Arc<crate::auth::ServerCredentials>> {
@@ -510,14 +582,14 @@ impl Drop for Counted<'_> {
 
 /// One of the logins that an address may have under way.
 struct LoginSlot<'a> {
-    logins: &'a Mutex<HashMap<IpAddr, usize>>,
-    address: IpAddr,
+    logins: &'a Mutex<HashMap<Option<IpAddr>, usize>>,
+    address: Option<IpAddr>,
 }
 
 impl<'a> LoginSlot<'a> {
     fn take(
-        logins: &'a Mutex<HashMap<IpAddr, usize>>,
-        address: IpAddr,
+        logins: &'a Mutex<HashMap<Option<IpAddr>, usize>>,
+        address: Option<IpAddr>,
         max: usize,
     ) -> Option<Self> {
         let mut count = logins.lock().unwrap_or_else(|p| p.into_inner());

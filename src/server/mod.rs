@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 
-use crate::net::{Buffer, Stream};
+use crate::net::{Buffer, Stream, Way};
 use crate::wire::backend::ErrorReply;
 use crate::wire::{self, HEADER_BYTES, TxnStatus, backend, frontend, sqlstate};
 pub use pipeline::{Copy, Expect, Message, Pipeline, Settled, Verdict};
@@ -164,8 +164,8 @@ pub struct ServerConn {
     pub told_pid: i32,
     /// Its cancel key.
     pub key: Bytes,
-    /// Where it is, for cancel requests.
-    pub peer: Option<std::net::SocketAddr>,
+    /// How it was reached, for cancel requests.
+    pub way: Option<Arc<Way>>,
     is_broken: bool,
 }
 
@@ -193,9 +193,14 @@ impl ServerConn {
             pid: greeting.pid,
             told_pid: greeting.pid,
             key: greeting.key,
-            peer: greeting.peer,
+            way: greeting.way,
             is_broken: false,
         }
+    }
+
+    /// Protocol and cipher of its TLS; `None` without.
+    pub fn tls_version(&self) -> Option<String> {
+        self.stream.tls_version()
     }
 
     /// A request begins. `hold_errors`: keep an error back if it is the first reply.
@@ -566,8 +571,7 @@ impl ServerConn {
     /// Takes socket, unread bytes and parameters out; what is left is broken.
     pub fn take_raw(&mut self) -> (Stream, Buffer, Vec<(String, String)>) {
         self.is_broken = true;
-        let (closed, _) = tokio::io::duplex(1);
-        let stream = std::mem::replace(&mut self.stream, Stream::Memory(Box::new(closed)));
+        let stream = std::mem::replace(&mut self.stream, Stream::closed());
         (stream, std::mem::take(&mut self.input), std::mem::take(&mut self.parameters))
     }
 

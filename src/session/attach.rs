@@ -216,7 +216,8 @@ impl Session {
     /// while it waited.
     pub(super) fn hold(&self, checkout: &pool::Checkout) -> bool {
         let server = &checkout.server;
-        let target = CancelTarget { peer: server.peer, pid: server.pid, key: server.key.clone() };
+        let target =
+            CancelTarget { way: server.way.clone(), pid: server.pid, key: server.key.clone() };
         server.entry().client.store(self.client.number, std::sync::atomic::Ordering::Relaxed);
         self.client.on_attach(target)
     }
@@ -357,9 +358,9 @@ fn give_back(checkout: pool::Checkout, client: &Client) {
 pub(super) async fn abandon(attached: &Attached, client: &Arc<Client>, timeout: Duration) {
     let server = &attached.checkout.server;
     if !server.pipeline().is_empty()
-        && let Some(peer) = server.peer
+        && let Some(way) = &server.way
     {
-        drop(server::login::send_cancel(peer, server.pid, &server.key, timeout).await);
+        drop(server::login::send_cancel(way, server.pid, &server.key, timeout).await);
     }
     if let Some(hold) = client.on_detach() {
         hold.cancels_done().await;

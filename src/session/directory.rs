@@ -17,6 +17,7 @@ use bytes::Bytes;
 use tokio::sync::Notify;
 
 use super::pins::Pins;
+use crate::net::Way;
 use crate::server::login;
 
 /// Bytes of the secret key of protocol 3.0.
@@ -57,6 +58,8 @@ pub struct Newcomer<'a> {
     pub application: &'a str,
     /// Where it comes from.
     pub peer: Option<std::net::SocketAddr>,
+    /// Protocol and cipher of its TLS.
+    pub tls: Option<&'a str>,
     /// It speaks protocol 3.2, and so can be given a long key.
     pub has_long_key: bool,
     /// The process id of the server that it keeps for good; `None`: one of pgward's own.
@@ -87,6 +90,8 @@ pub struct Client {
     pub database: Arc<str>,
     /// Where it comes from.
     pub peer: Option<std::net::SocketAddr>,
+    /// Protocol and cipher of its TLS.
+    pub tls: Option<Box<str>>,
     /// When it came.
     pub since: SystemTime,
     /// Its application_name at login.
@@ -134,8 +139,8 @@ impl Hold {
 /// Where a cancel request has to go.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CancelTarget {
-    /// The host as the server connection reached it.
-    pub peer: Option<std::net::SocketAddr>,
+    /// As the server connection went.
+    pub way: Option<Arc<Way>>,
     /// The server's process id.
     pub pid: i32,
     /// The server's key.
@@ -178,6 +183,7 @@ impl Directory {
             user: newcomer.user.into(),
             database: newcomer.database.into(),
             peer: newcomer.peer,
+            tls: newcomer.tls.map(Box::from),
             since: SystemTime::now(),
             application: newcomer.application.into(),
             running: Mutex::default(),
@@ -364,8 +370,8 @@ struct OnItsWay(Arc<Hold>);
 impl OnItsWay {
     async fn deliver(self, timeout: Duration) {
         let target = &self.0.target;
-        let Some(peer) = target.peer else { return };
-        if login::send_cancel(peer, target.pid, &target.key, timeout).await.is_err() {
+        let Some(way) = &target.way else { return };
+        if login::send_cancel(way, target.pid, &target.key, timeout).await.is_err() {
             tracing::debug!(pid = target.pid, "cancel request did not reach the server");
         }
     }
@@ -393,7 +399,7 @@ mod tests {
     use super::*;
 
     fn target(pid: i32) -> CancelTarget {
-        CancelTarget { peer: None, pid, key: Bytes::from_static(b"key!") }
+        CancelTarget { way: None, pid, key: Bytes::from_static(b"key!") }
     }
 
     #[test]
@@ -465,7 +471,10 @@ mod tests {
         let directory = Arc::new(Directory::default());
         let client = directory.enter(Newcomer::default()).unwrap();
         client.on_wait();
-        assert!(client.on_attach(CancelTarget { peer: Some(address), ..target(7) }));
+        assert!(
+            client
+                .on_attach(CancelTarget { way: Some(Arc::new(Way::plain(address))), ..target(7) })
+        );
         let (pid, key) = (client.pid, client.key.clone());
         let sender = directory.clone();
         let cancel = tokio::spawn(async move {

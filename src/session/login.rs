@@ -1,5 +1,5 @@
-//! From a new connection to a login: [`hello`] answers the packets of the start, negotiates the
-//! version, and lets the client prove who it is.
+//! From a new connection to a login: [`hello`] answers the packets of the start, shakes hands for
+//! TLS, negotiates the version, and lets the client prove who it is.
 //!
 //! Linear: each step takes what the one before returned. Before the proof nothing is kept of the
 //! client but one message of at most 10,000 bytes, and the whole has one deadline. `proxy` calls
@@ -14,9 +14,10 @@ use std::sync::Arc;
 use bytes::Bytes;
 use tokio::time::Instant;
 
-use crate::auth::scram::{self, ServerExchange};
+use crate::auth::scram::{self, Channel, EndPoint, ServerExchange};
 use crate::auth::{self, User, Users};
 use crate::config::{Admin, AuthType};
+use crate::net::tls::Acceptor;
 use crate::net::{Buffer, Stream};
 use crate::route::Hospitals;
 use crate::shard_map::{HospitalId, ShardId};
@@ -28,6 +29,8 @@ use crate::wire::{self, HEADER_BYTES, sqlstate};
 /// Most bytes that a client may have sent and not had read before it has logged in, and so the
 /// largest message until then (Postgres takes 64 kB of a password; no proof needs that).
 const BYTES_MAX: usize = *startup::PACKET_BYTES.end();
+/// First byte of a TLS handshake.
+const TLS_HANDSHAKE: u8 = 0x16;
 /// Databases that are the admin console.
 const CONSOLE_DATABASES: [&str; 2] = ["pgward", "pgbouncer"];
 
@@ -36,6 +39,8 @@ const CONSOLE_DATABASES: [&str; 2] = ["pgward", "pgbouncer"];
 pub struct Door<'a> {
     /// How clients prove who they are.
     pub auth_type: AuthType,
+    /// TLS, if clients get it.
+    pub tls: Option<&'a ClientTls>,
     /// Who they may be.
     pub users: &'a Users,
     /// The database that the map shards.
@@ -56,6 +61,24 @@ impl Door<'_> {
                 && users.any(|user| *user == startup.user)
         };
         self.refusal.as_ref().filter(|_| !self.reserved_for.is_some_and(is_reserved))
+    }
+}
+
+/// TLS with clients.
+#[derive(Debug)]
+pub struct ClientTls {
+    /// Shakes hands.
+    pub acceptor: Acceptor,
+    /// What a proof over it may be bound to.
+    end_point: Option<EndPoint>,
+}
+
+impl ClientTls {
+    /// With what `acceptor` can do.
+    pub fn new(acceptor: Acceptor) -> Self {
+        let end_point =
+            acceptor.end_point().and_then(|(pem, hash)| EndPoint::new(pem, hash.to_vec()));
+        Self { acceptor, end_point }
     }
 }
 
@@ -117,6 +140,9 @@ pub enum Error {
     /// The socket failed.
     #[error("{0}")]
     Io(#[from] io::Error),
+    /// TLS was agreed on and did not come about.
+    #[error("no TLS: {0}")]
+    Tls(io::Error),
     /// Not the protocol at all, a port scan perhaps: closed without a word.
     #[error("{0}")]
     NotPostgres(wire::Error),
@@ -192,12 +218,16 @@ enum Entered {
 }
 
 async fn enter(client: &mut Conversation, door: &Door<'_>) -> Result<Entered, Error> {
-    let (minor, startup) = match purpose(client).await? {
+    let (minor, startup) = match purpose(client, door.tls.map(|tls| &tls.acceptor)).await? {
         Purpose::Cancel(pid, key) => return Ok(Entered::Cancel(pid, key)),
         Purpose::Login(minor, params) => (minor, params?),
     };
     if let Some(refusal) = door.refusal_of(&startup) {
         return Err(refusal.clone().into());
+    }
+    let is_required = door.tls.is_some_and(|tls| tls.acceptor.is_required());
+    if is_required && !client.stream.is_tls() && !client.stream.is_local() {
+        return Err(Error::refused(sqlstate::INVALID_AUTHORIZATION, "SSL required"));
     }
     // As Postgres 18: never more than was asked for, and said only where it is less, or where an
     // option is unknown. (libpq 19 asks for 3.9999 and an option that nobody has, to see that.)
@@ -208,7 +238,7 @@ async fn enter(client: &mut Conversation, door: &Door<'_>) -> Result<Entered, Er
     }
     let user = match door.auth_type {
         AuthType::Trust => trust(&startup.user, door.users)?,
-        AuthType::ScramSha256 => prove(client, &startup.user, door.users).await?,
+        AuthType::ScramSha256 => prove(client, &startup.user, door).await?,
     };
     client.flush().await?;
     Ok(Entered::Login(user, startup, spoken))
@@ -228,9 +258,17 @@ enum Opening {
     Purpose(Purpose),
 }
 
-/// Declines encryption, each kind once, until the client says what it is here for.
-async fn purpose(client: &mut Conversation) -> Result<Purpose, Error> {
+/// Answers requests for encryption, each kind once, until the client says what it is here for.
+async fn purpose(client: &mut Conversation, tls: Option<&Acceptor>) -> Result<Purpose, Error> {
+    // Over a Unix socket nobody is offered TLS, as Postgres has it.
+    let tls = tls.filter(|_| !client.stream.is_local());
     let (mut has_asked_ssl, mut has_asked_gss) = (false, false);
+    if let Some(acceptor) = tls
+        && client.begins_with_tls().await?
+    {
+        client.start_tls(acceptor, true).await?;
+        (has_asked_ssl, has_asked_gss) = (true, true);
+    }
     loop {
         let (asked, minor) = match client.packet().await? {
             Opening::Purpose(purpose) => return Ok(purpose),
@@ -242,7 +280,15 @@ async fn purpose(client: &mut Conversation) -> Result<Purpose, Error> {
         if std::mem::replace(asked, true) {
             return Err(wire::Error::UnsupportedProtocol { major: 1234, minor }.into());
         }
-        client.decline_encryption().await?;
+        match tls {
+            Some(acceptor) if minor == 5679 => {
+                client.answer_encryption(b"S").await?;
+                client.start_tls(acceptor, false).await?;
+                // Encryption inside encryption: no.
+                has_asked_gss = true;
+            }
+            _ => client.answer_encryption(b"N").await?,
+        }
     }
 }
 
@@ -253,19 +299,32 @@ fn trust(name: &str, users: &Users) -> Result<Arc<User>, Error> {
 }
 
 /// SCRAM-SHA-256. A name that does not exist goes the same way to the same words.
-async fn prove(client: &mut Conversation, name: &str, users: &Users) -> Result<Arc<User>, Error> {
-    backend::write_authentication_sasl(client.output.tail(), &[scram::MECHANISM]);
+async fn prove(client: &mut Conversation, name: &str, door: &Door<'_>) -> Result<Arc<User>, Error> {
+    let users = door.users;
+    let end_point = door.tls.and_then(|tls| tls.end_point.as_ref());
+    let end_point = end_point.filter(|_| client.stream.is_tls());
+    let mechanisms: &[&str] = match end_point {
+        Some(_) => &[scram::MECHANISM_PLUS, scram::MECHANISM],
+        None => &[scram::MECHANISM],
+    };
+    backend::write_authentication_sasl(client.output.tail(), mechanisms);
     client.flush().await?;
 
     let body = client.proof_message().await?;
     let initial = SaslInitial::read(&body)?;
-    if initial.mechanism != scram::MECHANISM.as_bytes() {
-        let message = "client selected an invalid SASL authentication mechanism";
-        return Err(Error::violation(message));
-    }
+    let channel = match end_point {
+        Some(end) if initial.mechanism == scram::MECHANISM_PLUS.as_bytes() => Channel::Bound(end),
+        Some(end) if initial.mechanism == scram::MECHANISM.as_bytes() => Channel::Declined(end),
+        None if initial.mechanism == scram::MECHANISM.as_bytes() => Channel::Unbound,
+        _ => {
+            let message = "client selected an invalid SASL authentication mechanism";
+            return Err(Error::violation(message));
+        }
+    };
     let client_first = initial.data.unwrap_or_default();
-    let (server_first, exchange) = ServerExchange::start(client_first, &users.verifier(name))
-        .map_err(|error| unproven(name, error))?;
+    let (server_first, exchange) =
+        ServerExchange::start_on(channel, client_first, &users.verifier(name))
+            .map_err(|error| unproven(name, error))?;
     backend::write_authentication_sasl_continue(client.output.tail(), &server_first);
     client.flush().await?;
 
@@ -282,6 +341,7 @@ fn unproven(name: &str, error: auth::Error) -> Error {
             sqlstate::INVALID_PASSWORD,
             format!("password authentication failed for user \"{name}\""),
         ),
+        auth::Error::Channel(what) => Error::refused(sqlstate::INVALID_AUTHORIZATION, what),
         auth::Error::Malformed(what) => {
             let reply = ErrorReply::fatal(sqlstate::PROTOCOL_VIOLATION, "malformed SCRAM message");
             reply.with_detail(what).into()
@@ -382,13 +442,33 @@ impl Conversation {
         }
     }
 
-    /// Says no to a request for encryption. The client waits for the answer, so what lies behind
-    /// the request was put there by somebody who wants it taken for the encrypted part.
-    async fn decline_encryption(&mut self) -> Result<(), Error> {
+    /// Whether the client begins with a TLS handshake, unasked (manual: "Direct TLS"): no packet of
+    /// the start begins with such a byte, it would be too long by far.
+    async fn begins_with_tls(&mut self) -> Result<bool, Error> {
+        if self.input.is_empty() {
+            self.fill().await?;
+        }
+        Ok(self.input.as_slice().first() == Some(&TLS_HANDSHAKE))
+    }
+
+    /// Shakes hands; all that follows is encrypted.
+    async fn start_tls(&mut self, acceptor: &Acceptor, is_direct: bool) -> Result<(), Error> {
+        let plain = std::mem::replace(&mut self.stream, Stream::closed());
+        // Boxed: a handshake is large, and most logins have none.
+        let accepting = Box::pin(plain.accept_tls(acceptor, self.input.as_slice(), is_direct));
+        self.stream = accepting.await.map_err(Error::Tls)?;
+        self.input.clear();
+        Ok(())
+    }
+
+    /// Says yes or no to a request for encryption. The client waits for the answer, so what lies
+    /// behind the request was put there by somebody who wants it taken for the encrypted part
+    /// (CVE-2021-23214).
+    async fn answer_encryption(&mut self, answer: &[u8]) -> Result<(), Error> {
         if !self.input.is_empty() {
             return Err(Error::violation("received unencrypted data after an encryption request"));
         }
-        self.output.push(b"N");
+        self.output.push(answer);
         self.flush().await
     }
 

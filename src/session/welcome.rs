@@ -99,11 +99,13 @@ pub async fn welcome(
     let application = application.map(|(_, value)| application_name(value)).unwrap_or_default();
     let has_long_key = login.has_long_key;
     let (user, database) = (login.user.name.clone(), login.startup.database);
+    let tls = login.stream.tls_version();
     let newcomer = |server_pid| Newcomer {
         user: &user,
         database: &database,
         application: &application,
         peer,
+        tls: tls.as_deref(),
         has_long_key,
         server_pid,
     };
@@ -220,8 +222,7 @@ impl Session {
 
     /// For the last word to its client.
     fn take_stream(&mut self) -> Stream {
-        let (closed, _) = tokio::io::duplex(1);
-        std::mem::replace(&mut self.stream, Stream::Memory(Box::new(closed)))
+        std::mem::replace(&mut self.stream, Stream::closed())
     }
 }
 

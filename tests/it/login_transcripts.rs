@@ -61,6 +61,7 @@ fn a_login_in_progress_is_small() {
         database: "x",
         refusal: None,
         reserved_for: None,
+        tls: None,
     };
     let (near, _far) = tokio::io::duplex(1);
     let deadline = runtime().block_on(async { Instant::now() });
@@ -106,7 +107,7 @@ proptest! {
             let login = tokio::spawn(async move {
                 let users = users(AuthType::ScramSha256);
                 let auth_type = AuthType::ScramSha256;
-                let door = Door { auth_type, users: &users, database: "hospital", refusal: None, reserved_for: None };
+                let door = Door { auth_type, users: &users, database: "hospital", refusal: None, reserved_for: None, tls: None };
                 let deadline = Instant::now() + Duration::from_secs(60);
                 outcome(hello(Stream::Memory(Box::new(near)), &door, deadline).await)
             });
@@ -138,8 +139,14 @@ async fn talk(input: &str) -> String {
     let (near, far) = tokio::io::duplex(1 << 16);
     let login = tokio::spawn(async move {
         let users = users(auth_type);
-        let door =
-            Door { auth_type, users: &users, database: "hospital", refusal, reserved_for: None };
+        let door = Door {
+            auth_type,
+            users: &users,
+            database: "hospital",
+            refusal,
+            reserved_for: None,
+            tls: None,
+        };
         let deadline = Instant::now() + Duration::from_secs(60);
         outcome(hello(Stream::Memory(Box::new(near)), &door, deadline).await)
     });

@@ -30,4 +30,6 @@ mod server_login;
 mod soak;
 mod tidy;
 mod timeouts;
+mod tls;
 mod transcripts;
+mod unix_sockets;

@@ -4,6 +4,7 @@
 //! started once per run and ends with this process. A test that breaks servers starts its own. Rows
 //! are told apart by hospital: each test makes its own hospitals.
 
+pub mod certs;
 mod client;
 mod dice;
 pub mod fake;

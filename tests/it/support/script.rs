@@ -12,6 +12,7 @@ use pgward::config::{AuthType, Config, Consistency, PoolMode};
 use pgward::fleet::health::Answer;
 use pgward::fleet::{Fleet, FleetSettings};
 use pgward::metrics::Metrics;
+use pgward::net::tls::ServerTls;
 use pgward::net::{Buffer, Stream};
 use pgward::pool::{self, Pools};
 use pgward::route::GuardMode;
@@ -174,7 +175,11 @@ impl Scene {
             directory: Default::default(),
             metrics: Arc::new(Metrics::new()),
             users: ArcSwap::from_pointee(users),
-            pools: Pools::new(pool::Settings::new(&config), &map, fleet.clone()),
+            pools: Pools::new(
+                pool::Settings::new(&config, Arc::new(ServerTls::plain())),
+                &map,
+                fleet.clone(),
+            ),
             map: MapStore::new(map),
             config: ArcSwap::from_pointee(config),
             catalog,
@@ -429,8 +434,14 @@ async fn listen(mut pipe: ReadHalf<DuplexStream>, heard: Arc<Mutex<Heard>>, stag
 async fn serve(services: Arc<Services>, stream: Stream) {
     let users = services.users.load_full();
     let auth_type = AuthType::Trust;
-    let door =
-        Door { auth_type, users: &users, database: "hospital", refusal: None, reserved_for: None };
+    let door = Door {
+        auth_type,
+        users: &users,
+        database: "hospital",
+        refusal: None,
+        reserved_for: None,
+        tls: None,
+    };
     let deadline = Instant::now() + PATIENCE;
     let Ok(Hello::Login(login)) = hello(stream, &door, deadline).await else {
         return;

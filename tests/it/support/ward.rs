@@ -113,6 +113,11 @@ impl Ward {
         std::fs::read_to_string(self.directory.join("log")).expect("its log")
     }
 
+    /// Writes its configuration anew, with other lines than it was started with.
+    pub fn configure(&self, more: &[(&str, &str)]) {
+        self.write("pgward.toml", &config(self.port, self.metrics_port, more));
+    }
+
     /// Writes one of its files anew: `"shard-map.toml"`.
     pub fn write(&self, name: &str, text: &str) {
         write(&self.directory, name, text);
