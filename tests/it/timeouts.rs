@@ -294,7 +294,7 @@ async fn a_silent_server_is_not_waited_for_for_ever() {
         parameters: Vec::new(),
         pid: 1,
         key: bytes::Bytes::from_static(b"key!"),
-        peer: None,
+        way: None,
     });
     let outcome = server.run("SET work_mem = '1MB'").await;
     assert!(matches!(outcome, Err(pgward::server::Error::Silent)), "{outcome:?}");
