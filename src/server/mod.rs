@@ -252,6 +252,11 @@ impl ServerConn {
         self.pipeline.push(message, Expect::Synthesize(reply));
     }
 
+    /// The COPY under way fails for `reply`, which takes the place of the server's error.
+    pub fn refuse_copy(&mut self, reply: backend::ErrorReply) {
+        self.pipeline.refuse_front(reply);
+    }
+
     /// Bytes without a reply of their own: CopyData, CopyDone, CopyFail, Flush.
     pub fn send_bytes(&mut self, bytes: &[u8]) {
         self.output.push(bytes);
@@ -354,6 +359,7 @@ impl ServerConn {
             let mut is_forwarded = verdict == Verdict::Forward && !self.is_holding;
             reply = match (header.tag, settled) {
                 (b'Z', _) => {
+                    self.prepared.on_ready();
                     Some(Reply::Ready { status: self.pipeline.status(), forwarded: is_forwarded })
                 }
                 (b'E', _) => {

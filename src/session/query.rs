@@ -4,7 +4,8 @@ use super::block::Block;
 use super::relay::{Relayed, Running, Until};
 use super::run::Run;
 use super::settle::send_sync;
-use super::{Attached, End, Session, params, utf8, violation};
+use super::statements::Kept;
+use super::{Attached, End, Session, batch, params, utf8, violation};
 use crate::catalog::Snapshot;
 use crate::route::{Bound, Role, Route, TextValues, Values, refusals, refuse_text};
 use crate::server::{Expect, Message};
@@ -141,6 +142,12 @@ impl Session {
             return Ok(Look::Empty);
         }
         self.check_failed(analysis).map_err(plain)?;
+        if analysis.statements.iter().any(is_of_prepared) {
+            let kept = Kept::new(&analyzed, &snapshot.catalog);
+            if let Some(rewrite) = self.rewrite(&snapshot, sql, &kept).map_err(plain)? {
+                return self.look_at_rewrite(&snapshot, rewrite, &kept).map(Look::Run);
+            }
+        }
         match analysis.statements.as_slice() {
             [only] if self.is_local(only, is_attached) => {
                 return Ok(Look::Local(only.clone(), sql.to_owned()));
@@ -266,11 +273,16 @@ impl Session {
                 }
             };
             let is_behind_batch = attached.checkout.server.pipeline().is_unsynced();
-            let may_rerun = self.begin(&mut attached, &run);
+            let may_rerun = self.begin(&mut attached, &run, true);
             let server = &mut *attached.checkout.server;
+            if let Some(rewrite) = &run.rewrite {
+                let max = self.services.config.load().pool.max_prepared_statements;
+                batch::send_rewrite(server, rewrite, max);
+            } else {
+                let frame = &self.input.as_slice()[..total];
+                server.send(Message::Query, Expect::Forward, |out| out.extend_from_slice(frame));
+            }
             server.prepared.forget_unnamed();
-            let frame = &self.input.as_slice()[..total];
-            server.send(Message::Query, Expect::Forward, |out| out.extend_from_slice(frame));
             // A request that may have to run again stays in the input until it has run.
             let kept = if may_rerun { total } else { 0 };
             self.input.advance(total - kept);
@@ -313,6 +325,11 @@ fn unread() -> Run {
     let mut run = Run::new(Route::One { hospital: None, shard: ShardId(0), role: Role::Primary });
     run.on_unknown();
     run
+}
+
+/// PREPARE, EXECUTE, and what has an EXECUTE in it.
+fn is_of_prepared(statement: &crate::sql::Statement) -> bool {
+    statement.executes.is_some() || matches!(statement.effect, Effect::Prepare(_))
 }
 
 /// On a server it would take away what all clients have prepared there.

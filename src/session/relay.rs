@@ -6,10 +6,12 @@
 use std::task::{Context, Poll};
 
 use super::attach::{abandon, server_role};
+use super::copy::{self, Watch};
 use super::run::{Confirmed, apply, resets};
 use super::settle::CANCEL_TIMEOUT;
 use super::timeouts::Overdue;
 use super::{Attached, End, OUTPUT_BYTES_MAX, READ_AHEAD_BYTES, Session, violation};
+use crate::route::refusals;
 use crate::server::{self, Copy, Reply, ServerConn};
 use crate::wire::{self, TxnStatus, frontend};
 
@@ -50,6 +52,10 @@ pub(super) struct Running {
     /// Bytes of a CopyData of the client's that go on as they come.
     pub copy_left: usize,
     is_copy_ended: bool,
+    /// pgward has the COPY fail; what else the client sends for it is for nobody.
+    pub is_copy_refused: bool,
+    /// Looks at the rows of the COPY under way.
+    pub watch: Option<Box<Watch>>,
 }
 
 /// When a relay ends.
@@ -241,6 +247,12 @@ impl Session {
                         if effect == Confirmed::DiscardAll {
                             server.prepared.clear();
                         }
+                        if let Confirmed::Prepared(name, statement) = &effect {
+                            self.statements.insert(name.as_bytes(), statement.clone());
+                            if !self.has_own_server() {
+                                server.prepared.confirm(statement.id);
+                            }
+                        }
                         attached.resets.extend(resets(&effect, self.ledger.startup()));
                         running.is_ddl |= apply(
                             &mut self.ledger,
@@ -251,7 +263,19 @@ impl Session {
                         );
                     }
                 }
-                Reply::CopyIn | Reply::Parameter { .. } => {}
+                Reply::CopyIn => {
+                    (running.is_copy_ended, running.is_copy_refused) = (false, false);
+                    running.watch = None;
+                    match attached.effects.front() {
+                        Some(Confirmed::Copy(check, hospital)) => {
+                            running.watch = Some(Box::new(Watch::new(*check, *hospital)));
+                        }
+                        _ if self.is_unguarded() && self.ledger.hospital().is_none() => {}
+                        // Nothing that has been looked at does this.
+                        _ => copy::refuse(server, running, refusals::internal()),
+                    }
+                }
+                Reply::Parameter { .. } => {}
             }
         }
         Ok(())
@@ -269,9 +293,20 @@ impl Session {
                 }
                 server.send_bytes(&input[..n]);
                 running.copy_left -= n;
-                self.input.advance(n);
                 is_progress = true;
+                let looked = running.watch.as_mut().map_or(Ok(()), |of| of.on_data(&input[..n]));
+                self.input.advance(n);
+                match looked {
+                    Err(refusal) => copy::refuse(server, running, refusal),
+                    Ok(()) if running.is_copy_refused && running.copy_left == 0 => {
+                        copy::send_fail(server);
+                    }
+                    Ok(()) => {}
+                }
                 continue;
+            }
+            if running.is_copy_refused {
+                break;
             }
             let header = match wire::header(input, 1 << 30) {
                 Ok(Some(header)) => header,
@@ -279,8 +314,28 @@ impl Session {
                 Err(error) => return Err(End::Fatal(violation(&error))),
             };
             match header.tag {
-                frontend::tag::COPY_DATA | frontend::tag::COPY_DONE | frontend::tag::COPY_FAIL => {
+                frontend::tag::COPY_DATA => {
+                    server.send_bytes(&input[..wire::HEADER_BYTES]);
+                    running.copy_left = header.total - wire::HEADER_BYTES;
+                    self.input.advance(wire::HEADER_BYTES);
+                    is_progress = true;
+                    continue;
+                }
+                frontend::tag::COPY_FAIL => {
+                    running.watch = None;
                     running.copy_left = header.total;
+                    running.is_copy_ended = true;
+                    continue;
+                }
+                frontend::tag::COPY_DONE if header.total == wire::HEADER_BYTES => {
+                    match running.watch.take().map(|mut watch| watch.on_done()) {
+                        Some(Err(refusal)) => copy::refuse(server, running, refusal),
+                        _ => server.send_bytes(&input[..header.total]),
+                    }
+                    self.input.advance(header.total);
+                    running.is_copy_ended = true;
+                    is_progress = true;
+                    continue;
                 }
                 // The server reads over these in COPY IN, and they are not answered.
                 frontend::tag::FLUSH | frontend::tag::SYNC
@@ -294,9 +349,6 @@ impl Session {
                 // Its answer, or the end of the data, is still on its way.
                 _ if running.is_copy_ended => break,
                 tag => return Err(End::Fatal(violation(&wire::Error::UnknownTag { tag }))),
-            }
-            if header.tag != frontend::tag::COPY_DATA {
-                running.is_copy_ended = true;
             }
         }
         Ok(is_progress)

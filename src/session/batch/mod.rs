@@ -9,6 +9,8 @@
 mod emit;
 mod look;
 
+pub(super) use emit::send_rewrite;
+
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -54,7 +56,8 @@ struct Step {
 
 enum StepKind {
     Parse(Arc<Statement>),
-    Bind(Arc<Statement>),
+    /// With the name that its Execute gives, if that is a PREPARE.
+    Bind(Arc<Statement>, Option<Box<str>>),
     DescribeStatement(Arc<Statement>),
     /// Close of a statement: the server keeps the shared one.
     CloseStatement,
@@ -153,7 +156,7 @@ impl Batch {
     /// More than one statement is parsed or bound in it.
     fn has_several(&self) -> bool {
         let is_statement =
-            |step: &&Step| matches!(step.kind, StepKind::Parse(_) | StepKind::Bind(_));
+            |step: &&Step| matches!(step.kind, StepKind::Parse(_) | StepKind::Bind(..));
         self.steps.iter().filter(is_statement).count() > 2
     }
 
@@ -189,7 +192,7 @@ impl Values for BindValues<'_> {
 }
 
 /// No values: a statement that is only described.
-struct NoValues<'a>(&'a Kept);
+pub(super) struct NoValues<'a>(pub &'a Kept);
 
 impl Values for NoValues<'_> {
     fn param(&self, _n: u16) -> Option<(i16, Option<&[u8]>)> {
@@ -378,7 +381,7 @@ impl Session {
                     return Ok(());
                 }
             };
-            let may_rerun = self.begin(&mut attached, &run) && batch.has_sync;
+            let may_rerun = self.begin(&mut attached, &run, batch.has_sync);
             self.emit(&batch, &mut attached);
             if run.is_own_batch {
                 let server = &mut *attached.checkout.server;
