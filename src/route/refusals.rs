@@ -572,6 +572,11 @@ pub fn unreadable_row() -> Refusal {
         .with_hint("Give each row all columns, its hospital as a plain uuid.")
 }
 
+/// DDL has changed what a prepared statement answers: Postgres's own words.
+pub fn stale_statement() -> Refusal {
+    Refusal::error("0A000", "cached plan must not change result type")
+}
+
 /// A prepared statement of that name exists.
 pub fn duplicate_statement(name: &str) -> Refusal {
     Refusal::error(

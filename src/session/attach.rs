@@ -275,7 +275,7 @@ impl Session {
         attached.effects.extend(run.effects.iter().cloned());
         let server = &mut *attached.checkout.server;
         server.is_opaque |= run.is_opaque;
-        server.begin_request(may_rerun);
+        server.begin_request(may_rerun || run.is_healable);
         if let Block::Pending(pending) = &self.block {
             if !run.is_aside {
                 send_pending(server, pending);

@@ -39,6 +39,13 @@ impl Session {
             self.input.advance(total);
             return Ok(());
         }
+        if self.is_behind_batch() {
+            self.settle_batch(total).await?;
+            if self.is_skipping {
+                self.input.advance(total);
+                return Ok(());
+            }
+        }
         self.ledger_before = None;
         if let Some(loss) = self.loss.take()
             && !self.is_rollback(total)
@@ -48,16 +55,86 @@ impl Session {
             return self.finish_refusal().await;
         }
         match self.plan_query(total).await {
+            Ok(Plan::Answered) if self.is_behind_batch() => {
+                // Its end is the end of what the batch has done.
+                self.input.advance(total);
+                self.sync_server().await
+            }
             Ok(Plan::Answered) => {
                 self.input.advance(total);
                 backend::write_ready_for_query(self.output.tail(), self.block.status());
                 Ok(())
             }
-            Ok(Plan::Run(run)) => self.run_query(total, run).await,
+            Ok(Plan::Run(run)) => self.run_query(Message::Query, total, run).await,
             Err(refusal) => {
                 self.input.advance(total);
                 self.refuse(refusal);
                 self.finish_refusal().await
+            }
+        }
+    }
+
+    /// A FunctionCall of `total` bytes stands at the front of the input. It names its function by a
+    /// number that no catalog here knows, so that nobody can say what it reads.
+    pub(super) async fn on_function_call(&mut self, total: usize) -> Result<(), End> {
+        if self.is_behind_batch() {
+            self.settle_batch(total).await?;
+        }
+        if self.is_skipping {
+            self.input.advance(total);
+            return Ok(());
+        }
+        self.ledger_before = None;
+        let refusal = match (self.loss.take(), &self.block) {
+            (Some(loss), _) => Some(*loss),
+            (None, Block::Failed(_)) => Some(refusals::in_failed_transaction()),
+            _ if self.is_unguarded() && self.ledger.hospital().is_none() => None,
+            _ => Some(refusals::unsupported(
+                "the function call message",
+                "Call the function in a SELECT.",
+            )),
+        };
+        if let Some(refusal) = refusal {
+            self.input.advance(total);
+            self.refuse(refusal);
+            return self.finish_refusal().await;
+        }
+        let shard = ShardId(0);
+        let mut run = Run::new(Route::One { hospital: None, shard, role: Role::Primary });
+        run.on_unknown();
+        self.run_query(Message::FunctionCall, total, run).await
+    }
+
+    /// What comes now stands behind a batch whose Sync has not come.
+    fn is_behind_batch(&self) -> bool {
+        let is_open = |attached: &Attached| attached.checkout.server.pipeline().is_unsynced();
+        self.attached.as_deref().is_some_and(is_open)
+    }
+
+    /// Takes in the replies of a batch without a Sync: what follows it may be answered here, and must
+    /// not come ahead of them. `kept` bytes of the input are of what follows.
+    async fn settle_batch(&mut self, kept: usize) -> Result<(), End> {
+        let Some(mut attached) = self.attached.take() else { return Ok(()) };
+        let server = &mut *attached.checkout.server;
+        if !server.pipeline().is_empty() {
+            let mut flush = bytes::BytesMut::new();
+            frontend::write_flush(&mut flush);
+            server.send_bytes(&flush);
+        }
+        let run = Run::new(Route::Any { role: Role::Primary });
+        let mut running = Running::new(false);
+        match self.relay(&mut attached, &mut running, Until::Settled, kept).await? {
+            Relayed::Lost => {
+                self.is_skipping = true;
+                self.on_lost(attached, &run, &running)
+            }
+            _ => {
+                if running.has_failed {
+                    self.take_back_unconfirmed(&mut attached);
+                    self.is_skipping = true;
+                }
+                self.finish(attached, &run, running).await;
+                Ok(())
             }
         }
     }
@@ -255,8 +332,8 @@ impl Session {
         }
     }
 
-    /// Runs the simple Query at the front of the input, and takes it off.
-    async fn run_query(&mut self, total: usize, mut run: Run) -> Result<(), End> {
+    /// Runs the Query or FunctionCall at the front of the input, and takes it off.
+    async fn run_query(&mut self, message: Message, total: usize, mut run: Run) -> Result<(), End> {
         run.is_aside = matches!((&self.block, run.route), (Block::Pending(_), Route::Any { .. }));
         if let Err(refusal) = run.check_aside() {
             self.input.advance(total);
@@ -280,7 +357,7 @@ impl Session {
                 batch::send_rewrite(server, rewrite, max);
             } else {
                 let frame = &self.input.as_slice()[..total];
-                server.send(Message::Query, Expect::Forward, |out| out.extend_from_slice(frame));
+                server.send(message, Expect::Forward, |out| out.extend_from_slice(frame));
             }
             server.prepared.forget_unnamed();
             // A request that may have to run again stays in the input until it has run.

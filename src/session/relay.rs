@@ -3,12 +3,14 @@
 //! What it holds is bounded on both sides, so that neither can wedge the other. Effects of
 //! statements reach the session's ledger as the server confirms them.
 
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use super::attach::{abandon, server_role};
 use super::copy::{self, Watch};
-use super::run::{Confirmed, apply, resets};
+use super::run::{Confirmed, Run, apply, resets};
 use super::settle::CANCEL_TIMEOUT;
+use super::statements::Statement;
 use super::timeouts::Overdue;
 use super::{Attached, End, OUTPUT_BYTES_MAX, READ_AHEAD_BYTES, Session, violation};
 use crate::route::refusals;
@@ -46,6 +48,10 @@ pub(super) struct Running {
     pub farewell: Option<bytes::Bytes>,
     may_rerun: bool,
     wants_rerun: bool,
+    /// The statement of its only Bind; whether it may be parsed anew and run again.
+    sole: Option<(Arc<Statement>, bool)>,
+    /// It has gone stale, and nothing of that is with the client.
+    pub wants_healing: bool,
     pub is_ddl: bool,
     /// Something of the server's waits to be written to the client.
     has_news: bool,
@@ -71,6 +77,12 @@ impl Running {
     /// For a request that is about to be relayed.
     pub(super) fn new(may_rerun: bool) -> Self {
         Self { may_rerun, ..Self::default() }
+    }
+
+    /// As [`Self::new`], for a batch that does `run`.
+    pub(super) fn of_batch(may_rerun: bool, run: &Run) -> Self {
+        let sole = run.sole.clone().map(|statement| (statement, run.is_healable));
+        Self { sole, ..Self::new(may_rerun) }
     }
 
     /// The server is gone: what a replica has not begun to answer runs again on the primary.
@@ -212,10 +224,20 @@ impl Session {
                     attached.has_failed = true;
                     let is_stale =
                         error.code() == "0A000" && error.routine == "RevalidateCachedQuery";
+                    if is_stale && let Some((statement, _)) = &running.sole {
+                        self.services.statements.retire(statement);
+                    }
+                    let is_at_start = matches!(
+                        error.message,
+                        Some(server::Message::Bind | server::Message::Describe)
+                    );
                     if is_stale || error.code() == "26000" {
+                        let may_heal = matches!(running.sole, Some((_, true)));
+                        running.wants_healing =
+                            may_heal && is_at_start && error.held_back.is_some();
                         // DDL changed what a statement answers, or it is gone: the reset forgets
                         // them all.
-                        server.is_opaque = true;
+                        server.is_opaque |= !running.wants_healing;
                     }
                     if error.is_fatal {
                         running.last_words = Some(error.code().to_owned());
@@ -224,7 +246,8 @@ impl Session {
                     }
                     running.has_told |= error.held_back.is_none();
                     if let Some(bytes) = &error.held_back {
-                        if running.may_rerun && is_replica_trouble(error.code()) {
+                        let is_replicas = running.may_rerun && is_replica_trouble(error.code());
+                        if is_replicas || running.wants_healing {
                             running.wants_rerun = true;
                         } else {
                             self.output.push(bytes);

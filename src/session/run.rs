@@ -35,6 +35,11 @@ pub(super) struct Run {
     pub effects: VecDeque<Confirmed>,
     /// A statement of its own in a block that no server holds yet.
     pub is_aside: bool,
+    /// The statement of its only Bind.
+    pub sole: Option<Arc<Statement>>,
+    /// If that statement has gone stale on the server it may be parsed anew and run again, and
+    /// nobody could tell.
+    pub is_healable: bool,
     /// What goes out in the place of the client's text.
     pub rewrite: Option<Box<Rewrite>>,
     /// pgward ends the batch on the server, and the client has yet to send its Sync.
@@ -102,6 +107,8 @@ impl Run {
             is_load: false,
             effects: VecDeque::new(),
             is_aside: false,
+            sole: None,
+            is_healable: false,
             rewrite: None,
             is_own_batch: false,
         }

@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use arc_swap::ArcSwapOption;
 use quick_cache::sync::Cache;
@@ -36,6 +36,8 @@ pub struct Statement {
     key: Key,
     /// The statement that it executes or makes, for [`Origin::Execute`] and [`Origin::Prepare`].
     of: Option<Arc<Statement>>,
+    /// A server found that it would answer other columns than when it was parsed.
+    is_stale: AtomicBool,
     /// Times that it was parsed without a name.
     pub unnamed_uses: AtomicU32,
     kept: ArcSwapOption<Kept>,
@@ -117,6 +119,11 @@ impl Statement {
     /// Where it comes from.
     pub fn origin(&self) -> &Origin {
         &self.key.origin
+    }
+
+    /// Whoever prepared it must do so again, as on a connection of its own.
+    pub fn is_stale(&self) -> bool {
+        self.is_stale.load(Ordering::Relaxed)
     }
 
     /// The statement that must be on a server before this one is used there.
@@ -336,6 +343,7 @@ impl Store {
             id,
             server_name: id.server_name(),
             of: of.cloned(),
+            is_stale: AtomicBool::new(false),
             key: key.clone(),
             unnamed_uses: AtomicU32::new(0),
             kept: ArcSwapOption::empty(),
@@ -343,6 +351,16 @@ impl Store {
         // Race: two clients may make one each; both are right, the later one stays.
         self.cache.insert(key, statement.clone());
         statement
+    }
+}
+
+impl Store {
+    /// A server says that `statement` would answer other columns now: its text gets a new id, so
+    /// that whoever prepares it from now on finds it fresh on every server.
+    pub fn retire(&self, statement: &Statement) {
+        let Key { sql, types, names, origin } = &statement.key;
+        self.cache.remove(&Pieces { sql, types, names, origin });
+        statement.is_stale.store(true, Ordering::Relaxed);
     }
 }
 
@@ -367,6 +385,14 @@ impl Statements {
             self.unnamed = Some(statement);
         } else {
             self.named.get_or_insert_default().insert(name.into(), statement);
+        }
+    }
+
+    /// Whatever means `old` means `new` from now on.
+    pub fn replace(&mut self, old: &Arc<Statement>, new: &Arc<Statement>) {
+        let named = self.named.iter_mut().flat_map(|named| named.values_mut());
+        for statement in named.chain(&mut self.unnamed).filter(|of| of.id == old.id) {
+            *statement = new.clone();
         }
     }
 

@@ -247,6 +247,8 @@ impl Statement {
         Self {
             command: if is_plain { body.command } else { self.command },
             access: match &self.access {
+                // What it was taken for while nobody knew.
+                Access::Write(why) if why == EXECUTE => body.access.clone(),
                 Access::Read => body.access.clone(),
                 write => write.clone(),
             },

@@ -213,7 +213,7 @@ fn join_pieces(raw: &str) -> String {
     value
 }
 
-/// What a statement begins with whose literals are values; `with` and `execute` are others.
+/// What a statement begins with whose literals are values; `with` is another.
 const VALUE_WORDS: [u64; 5] =
     [lower(b"select"), lower(b"insert"), lower(b"update"), lower(b"delete"), lower(b"values")];
 
@@ -310,7 +310,6 @@ impl Lexer<'_, '_> {
         let length = match rest.first_chunk() {
             Some(head) if VALUE_WORDS.contains(&lower(head)) => 6,
             _ if rest.get(..4).is_some_and(|head| head.eq_ignore_ascii_case(b"with")) => 4,
-            _ if rest.get(..7).is_some_and(|head| head.eq_ignore_ascii_case(b"execute")) => 7,
             _ => return false,
         };
         !rest.get(length).is_some_and(|b| is_ident(*b))

@@ -523,7 +523,7 @@ mod tests {
             text(CSV, false, "a,k,c\n\\.\na,k,c\n", "k unreadable"),
             text(CSV, false, "\\.a,k,c\n", "k ok"),
             text(CSV, true, "\"he\nad\",\na,k,c\n", "k ok"),
-            text(SLASHED, false, "'a\\';';k;'\\\\'\n\\';y;z'\n'\n", "k y ok"),
+            text(SLASHED, false, "'a\\';';k;'\\\\'\n\\;y;'z\n'\n", "k y ok"),
             text(SLASHED, false, "a;'k\\'';c\n", "unreadable"),
             (Format::Binary, false, whole.clone(), "k  ok"),
             (Format::Binary, false, extended, "k  ok"),

@@ -147,3 +147,98 @@ fn both_protocols_share_the_names() {
         }
     }
 }
+
+/// A pgward with one server, in front of a database of its own where nothing is guarded.
+fn open_ward(database: &str, tables: &str) -> Ward {
+    let primary = &shards().primary;
+    primary.psql("postgres", &format!("CREATE DATABASE {database}")).expect("a database");
+    primary.psql(database, tables).expect("tables");
+    let grant = "GRANT ALL ON ALL TABLES IN SCHEMA public TO app";
+    primary.psql(database, grant).expect("a grant");
+    let config = [TRUST, ("guard", "mode = \"route\""), ("pool", "default_pool_size = 1")];
+    let map = Some(one_shard_map(primary.port(), database));
+    Ward::start(shards(), &WardOptions { map, config: &config })
+}
+
+/// Sends `bytes` and reads up to ReadyForQuery: tags, and the last error's SQLSTATE.
+fn ask(raw: &mut Raw, bytes: &[u8]) -> String {
+    raw.send(bytes);
+    let messages = raw.until(b'Z').expect("an answer");
+    let code = messages.iter().rev().find(|message| message.tag == b'E');
+    tags(&messages) + code.map_or("", Message::sqlstate)
+}
+
+#[test]
+fn a_statement_that_ddl_made_stale_is_healed_where_nobody_can_tell() {
+    let table = "CREATE TABLE t (a int); INSERT INTO t VALUES (1)";
+    let ward = open_ward("healing", table);
+    let alter = |sql: &str| shards().primary.psql("healing", sql).expect("DDL");
+    let (mut one, mut two) = (Raw::login(&ward), Raw::login(&ward));
+    let parse = named("s", "SELECT * FROM t");
+    let describe = message(b'D', &[b"P\0"]);
+    let run = [bound("s"), execute(), sync()].concat();
+    let told = [bound("s"), describe.clone(), execute(), sync()].concat();
+    assert_eq!(ask(&mut one, &[parse.clone(), run.clone()].concat()), "12DCZ");
+    assert_eq!(ask(&mut two, &[parse.clone(), told.clone()].concat()), "12TDCZ");
+    alter("ALTER TABLE t ADD b int");
+    // It hears of the new column in this very batch.
+    assert_eq!(ask(&mut two, &told), "2TDCZ");
+    assert_eq!(ask(&mut two, &run), "2DCZ");
+    // It was told of one column, and is told so, as on a connection of its own; until it prepares anew.
+    assert_eq!(ask(&mut one, &run), "EZ0A000");
+    assert_eq!(ask(&mut one, &run), "EZ0A000");
+    let close = message(b'C', &[b"Ss\0"]);
+    assert_eq!(ask(&mut one, &[close.clone(), parse.clone(), run.clone()].concat()), "312DCZ");
+    assert_eq!(ask(&mut one, &run), "2DCZ");
+    // Whoever prepares it in the batch never hears of it, by name or without.
+    alter("ALTER TABLE t ADD c int");
+    let mut three = Raw::login(&ward);
+    assert_eq!(ask(&mut three, &[parse.clone(), run.clone()].concat()), "12DCZ");
+    alter("ALTER TABLE t ADD d int");
+    let unnamed = [named("", "SELECT * FROM t"), bound(""), execute(), sync()].concat();
+    assert_eq!(ask(&mut two, &unnamed), "12DCZ");
+    // In a block nothing is run twice.
+    alter("ALTER TABLE t ADD e int");
+    assert_eq!(ask(&mut three, &query("BEGIN")), "CZ");
+    assert_eq!(ask(&mut three, &told), "EZ0A000");
+    assert_eq!(ask(&mut three, &query("ROLLBACK")), "CZ");
+    assert_eq!(ask(&mut three, &told), "2TDCZ");
+    // What a function has thrown away is there again.
+    alter(
+        "CREATE FUNCTION forget() RETURNS int LANGUAGE plpgsql AS
+         $$ BEGIN EXECUTE 'DEALLOCATE ALL'; RETURN 1; END $$",
+    );
+    assert_eq!(ask(&mut three, &query("BEGIN")), "CZ");
+    assert_eq!(ask(&mut three, &query("SELECT forget()")), "TDCZ");
+    assert_eq!(ask(&mut three, &query("COMMIT")), "CZ");
+    assert_eq!(ask(&mut three, &told), "2TDCZ");
+}
+
+#[test]
+fn a_function_call_message_gets_its_one_answer() {
+    let ward = open_ward("calling", "CREATE TABLE t (a int)");
+    let mut raw = Raw::login(&ward);
+    // int4div.
+    let call = |oid: u32, args: &[&[u8]]| {
+        let mut body = [&oid.to_be_bytes()[..], b"\0\x01\0\0"].concat();
+        body.extend((args.len() as u16).to_be_bytes());
+        for arg in args {
+            body.extend((arg.len() as u32).to_be_bytes());
+            body.extend(*arg);
+        }
+        message(b'F', &[&body, b"\0\0"])
+    };
+    assert_eq!(ask(&mut raw, &call(154, &[b"4", b"2"])), "VZ");
+    assert_eq!(ask(&mut raw, &call(154, &[b"1", b"0"])), "EZ22012");
+    assert_eq!(ask(&mut raw, &call(1, &[])), "EZ42883");
+    assert_eq!(ask(&mut raw, &query("BEGIN")), "CZ");
+    assert_eq!(ask(&mut raw, &call(154, &[b"1", b"0"])), "EZ22012");
+    assert_eq!(ask(&mut raw, &call(154, &[b"4", b"2"])), "EZ25P02");
+    assert_eq!(ask(&mut raw, &query("ROLLBACK")), "CZ");
+    let unsynced = [named("", "SELECT 1"), bound(""), execute(), call(154, &[b"4", b"2"])].concat();
+    assert_eq!(ask(&mut raw, &unsynced), "12DCVZ");
+    let guarded = Ward::start(shards(), &WardOptions { config: &[TRUST], ..Default::default() });
+    let mut raw = Raw::login(&guarded);
+    assert_eq!(ask(&mut raw, &call(154, &[b"4", b"2"])), "EZ0A000");
+    assert_eq!(ask(&mut raw, &query("SELECT 1")), "TDCZ");
+}

@@ -306,6 +306,11 @@ fn every_refusal_has_its_words() {
             "COPY FROM: a row whose hospital can't be seen, or data that is wrong",
             unreadable_row(),
         ),
+        (
+            "stale_statement",
+            "Bind of a statement prepared before DDL that changed what it answers",
+            stale_statement(),
+        ),
         ("duplicate_statement", "Parse with a name that is taken", duplicate_statement("s1")),
         (
             "no_statement",

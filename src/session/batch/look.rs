@@ -14,7 +14,7 @@ use crate::route::{Bound, Role, Route, refusals};
 use crate::server::Message;
 use crate::session::block::Block;
 use crate::session::run::{Confirmed, Run};
-use crate::session::statements::{Kept, Statement};
+use crate::session::statements::{Kept, Origin, Statement};
 use crate::session::{Session, answer, params, utf8};
 use crate::sql::{Access, Effect, Isolation, Transaction, TransactionModes};
 use crate::wire::backend;
@@ -493,6 +493,7 @@ impl Session {
             }
         }
         batch.bound = bound;
+        self.find_sole(batch, run)?;
         run.check_aside()?;
         // What is parsed behind a setting in the same batch was looked at without it.
         run.is_opaque |= batch.has_several() && run.effects.iter().any(changes_literals);
@@ -502,6 +503,57 @@ impl Session {
         let is_first = self.attached.as_ref().is_none_or(|attached| attached.effects.is_empty());
         if is_whole && is_first {
             run.drop_idle_effects();
+        }
+        Ok(())
+    }
+}
+
+impl Session {
+    /// The batch's only Bind, and whether its statement may be parsed anew behind the client's back
+    /// if DDL has changed what it answers. On a connection of its own a client would get an error
+    /// for what it prepared before that, and not for what it prepares now.
+    fn find_sole(&self, batch: &Batch, run: &mut Run) -> Result<(), Trouble> {
+        let mut binds = batch.steps.iter().filter_map(|step| match &step.kind {
+            StepKind::Bind(statement, _) => Some((statement, step)),
+            _ => None,
+        });
+        let (first, second) = (binds.next(), binds.next());
+        let Some((statement, bind)) = first else { return Ok(()) };
+        let is_own = self.has_own_server();
+        let is_plain = |step: &Step| match &step.kind {
+            StepKind::Parse(other) | StepKind::DescribeStatement(other) => other.id == statement.id,
+            StepKind::Bind(..)
+            | StepKind::Portal(Message::Describe)
+            | StepKind::Execute
+            | StepKind::Sync => true,
+            _ => false,
+        };
+        let is_alone = second.is_none()
+            && batch.has_sync
+            && self.attached.is_none()
+            && self.pinned.is_none()
+            && matches!(self.block, Block::None)
+            && batch.steps.iter().all(is_plain)
+            && !matches!(statement.origin(), Origin::Execute(_) | Origin::Prepare(_));
+        let parses = |step: &Step| matches!(step.kind, StepKind::Parse(_));
+        let describes = |step: &Step| matches!(step.kind, StepKind::Portal(Message::Describe));
+        // It learns the new columns from this very batch, and its values mean what they say.
+        let body = &self.input.as_slice()[bind.frame.start + HEADER_BYTES..bind.frame.end];
+        let bind = Bind::read(body)?;
+        let count = bind.param_count();
+        let is_typed = statement.types().iter().filter(|oid| **oid != 0).count() >= count;
+        let is_text = (1..=count).all(|n| {
+            let param = u16::try_from(n).ok().and_then(|n| bind.param(n));
+            matches!(param, Some((0, _) | (_, None)))
+        });
+        let is_told = batch.steps.iter().any(parses)
+            || (batch.steps.iter().any(describes) && (is_typed || is_text));
+        if statement.is_stale() && !(is_alone && is_told) && !is_own {
+            return Err(refusals::stale_statement().into());
+        }
+        if second.is_none() {
+            run.sole = Some(statement.clone());
+            run.is_healable = is_alone && is_told && !is_own;
         }
         Ok(())
     }

@@ -110,6 +110,7 @@ impl<'a> Walk<'a> {
             }
             Node::CreateTableAsStmt(made) => {
                 if let Node::ExecuteStmt(execute) = made.query() {
+                    self.writes("CREATE TABLE AS");
                     self.execute(execute, at)?;
                 }
                 self.utility(node)
@@ -167,6 +168,7 @@ impl<'a> Walk<'a> {
                 _ => Arg::Other,
             });
         }
+        self.writes(EXECUTE);
         self.found.executes = Some(Box::new(Execute { name: owned(execute.name()), args }));
         // Until the session has said what the name stands for.
         self.unsupported(EXECUTE, "Send it as a query of its own.");
