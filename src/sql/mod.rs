@@ -372,6 +372,8 @@ impl Analysis {
             }],
             effect: Effect::Opaque,
             unknown_names: false,
+            executes: None,
+            copy_in: None,
         };
         Self { statements: vec![statement] }
     }
