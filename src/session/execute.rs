@@ -29,6 +29,9 @@ pub(super) struct Rewrite {
     pub is_own: bool,
 }
 
+/// A statement as it is sent, its facts, and the name that it gives if it is a PREPARE.
+type Sent = (Arc<Statement>, Arc<Kept>, Option<Box<str>>);
+
 /// A refusal; `true` where it may be due to a name that the catalog does not know yet.
 type Refused = (ErrorReply, bool);
 
@@ -57,7 +60,6 @@ impl Session {
     }
 
     /// What goes out for a PREPARE or EXECUTE, or what has one in it: `None` if `kept` is neither.
-    /// `types`: of the parameters of the text itself.
     pub(super) fn rewrite(
         &self,
         snapshot: &Snapshot,
@@ -185,7 +187,7 @@ impl Session {
         snapshot: &Snapshot,
         statement: Arc<Statement>,
         kept: Arc<Kept>,
-    ) -> Result<(Arc<Statement>, Arc<Kept>, Option<Box<str>>), ErrorReply> {
+    ) -> Result<Sent, ErrorReply> {
         let Some(rewrite) = self.rewrite(snapshot, statement.sql(), &kept)? else {
             return Ok((statement, kept, None));
         };
