@@ -33,7 +33,6 @@ use crate::net::tls::{Connector, ServerTls};
 use crate::shard_map::{Address, HOSTS_MAX, Shard, ShardId, ShardMap};
 use health::{Alarm, Answer, HostHealth, ShardHealth};
 
-
 /// A shard is in use for this long after it was last asked for a host.
 const IN_USE: Duration = Duration::from_secs(10);
 /// Uses are noted at most this often, so that a busy shard's cache line stays clean.

@@ -30,6 +30,7 @@ mod route_golden;
 mod routing;
 mod server_login;
 mod soak;
+mod storms;
 mod tidy;
 mod timeouts;
 mod tls;
