@@ -92,7 +92,7 @@ impl<'a> Lexed<'a> {
     pub fn new(text: &'a str) -> Self {
         let mut lexed = Self { text, ..Self::default() };
         if u32::try_from(text.len()).is_ok() {
-            Lexer { bytes: text.as_bytes(), at: 0, lexed: &mut lexed }.run();
+            Lexer { bytes: text.as_bytes(), at: 0, token_at: 0, lexed: &mut lexed }.run();
         }
         lexed
     }
@@ -226,6 +226,8 @@ const fn lower(word: &[u8; 6]) -> u64 {
 struct Lexer<'a, 'b> {
     bytes: &'a [u8],
     at: usize,
+    /// Where the last look beyond a comment found a token.
+    token_at: usize,
     lexed: &'b mut Lexed<'a>,
 }
 
@@ -378,7 +380,8 @@ impl Lexer<'_, '_> {
             }
         }
         let inner = &self.lexed.text[start + 2..self.at - 2];
-        self.lexed.hint.on_comment(self.lexed.text, inner, start + 2, is_inside);
+        let token_at = &mut self.token_at;
+        self.lexed.hint.on_comment(self.lexed.text, inner, start + 2, is_inside, token_at);
     }
 
     /// A name or keyword, or a string with a letter before it.

@@ -391,6 +391,20 @@ fn deep_texts_are_refused_and_do_no_harm() {
 }
 
 #[test]
+fn comments_that_the_scanner_squares_are_refused() {
+    let catalog = catalog();
+    let analyzer = Analyzer::new(1 << 20, 1 << 20);
+    for unit in ["/**/", "/*+*/", "*/*"] {
+        let text = format!("SELECT 1 {}", unit.repeat(200_000));
+        assert_eq!(analyze(&analyzer, &catalog, &text), Err(Error::TooComplex), "{unit}");
+    }
+    let nested = format!("SELECT 1 {}{}", "/*".repeat(100_000), "*/".repeat(100_000));
+    assert_eq!(analyze(&analyzer, &catalog, &nested), Err(Error::TooComplex));
+    let many = format!("SELECT 1 {}", "/* a comment */ ".repeat(50_000));
+    assert!(analyze(&analyzer, &catalog, &many).is_ok());
+}
+
+#[test]
 fn large_texts_of_ordinary_shape_pass() {
     let catalog = catalog();
     let analyzer = Analyzer::new(1 << 20, 64 << 20);
