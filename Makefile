@@ -2,7 +2,7 @@
 # with git, make and cargo is enough: the rest is installed, or named where that can't be done.
 
 CARGO ?= cargo
-export QUICK
+export QUICK FUZZ_SECONDS FUZZ_TARGETS
 
 .PHONY: help demo test check bench fuzz soak build fmt clean
 
@@ -29,9 +29,9 @@ bench: ## CPU per transaction beside PgBouncer (QUICK=1: two minutes)
 	@.ci/need cargo cc libclang postgres pgbouncer valgrind strace
 	$(CARGO) bench --locked --bench '*'
 
-fuzz: ## The property tests, two hundred times longer
-	@.ci/need cargo cc libclang
-	PROPTEST_CASES=50000 $(CARGO) test --locked --lib
+fuzz: ## Look for bytes that break something (FUZZ_SECONDS=60 for each target, FUZZ_TARGETS=...)
+	@.ci/need cargo cc c++ libclang
+	@.ci/fuzz
 
 soak: ## A million statements on eight shards against one Postgres (SOAK_STATEMENTS, SOAK_SEED)
 	@.ci/need cargo cc libclang postgres

@@ -13,6 +13,7 @@ mod drivers;
 mod failures;
 mod fleet;
 mod functions;
+mod fuzz;
 mod hostile;
 mod keys_hold;
 mod kills;
