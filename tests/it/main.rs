@@ -9,6 +9,7 @@ mod cli_offline;
 mod copy;
 mod demo;
 mod differential;
+mod disconnects;
 mod drivers;
 mod failures;
 mod fleet;
