@@ -400,8 +400,24 @@ fn comments_that_the_scanner_squares_are_refused() {
     }
     let nested = format!("SELECT 1 {}{}", "/*".repeat(100_000), "*/".repeat(100_000));
     assert_eq!(analyze(&analyzer, &catalog, &nested), Err(Error::TooComplex));
-    let many = format!("SELECT 1 {}", "/* a comment */ ".repeat(50_000));
+    let many = format!("SELECT 1 {}", ", 1 /* a comment */".repeat(20_000));
     assert!(analyze(&analyzer, &catalog, &many).is_ok());
+}
+
+#[test]
+fn comments_in_a_row_do_not_overflow_the_stack() {
+    let catalog = catalog();
+    // Without a cache, which has one key for all comments.
+    let analyzer = Analyzer::new(1 << 20, 0);
+    for head in ["", "SELECT 1 ", "SELECT U&'a' "] {
+        for comment in ["/* */ ", "--\n", "-- x\r/* y */ "] {
+            let text = format!("{head}{}", comment.repeat(200_000));
+            let got = analyze(&analyzer, &catalog, &text);
+            assert_eq!(got, Err(Error::TooComplex), "{head}{comment}");
+            let text = format!("{head}{}", comment.repeat(4_000));
+            assert!(analyze(&analyzer, &catalog, &text).is_ok(), "{head}{comment}");
+        }
+    }
 }
 
 #[test]
