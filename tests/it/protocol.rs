@@ -37,6 +37,20 @@ fn a_newer_protocol_is_negotiated_down() {
 }
 
 #[test]
+fn a_client_that_is_slow_to_read_gets_all_of_a_wide_row() {
+    let ward = Ward::start(shards(), &WardOptions { config: &[TRUST], ..Default::default() });
+    for bytes in [1 << 20, 10 << 20, 40 << 20] {
+        let mut raw = Raw::login(&ward);
+        raw.send(&query(&format!("SELECT repeat('x', {bytes})")));
+        // Until every buffer on the way is full, the server's and pgward's too.
+        std::thread::sleep(std::time::Duration::from_millis(300));
+        let messages = raw.until(b'Z').expect("all of it");
+        assert_eq!(tags(&messages), "TDCZ");
+        assert_eq!(messages[1].body.len(), bytes + 6);
+    }
+}
+
+#[test]
 fn a_client_that_dies_in_a_message_or_a_batch_leaks_nothing() {
     let shards = shards();
     let config = [TRUST, ("pool", "default_pool_size = 1"), ("pool", "query_wait_timeout = 10")];
