@@ -51,6 +51,31 @@ fn a_client_that_is_slow_to_read_gets_all_of_a_wide_row() {
 }
 
 #[test]
+fn what_follows_a_rollback_in_its_request_runs() {
+    let shards = shards();
+    let map = one_shard_map(shards.primary.port(), "shard0");
+    let config = [TRUST, ("guard", "mode = \"route\"")];
+    let ward = Ward::start(shards, &WardOptions { map: Some(map), config: &config });
+    let mut raw = Raw::login(&ward);
+    let ends = [
+        ([batch("ROLLBACK", &[]), batch("SELECT 1", &[]), sync()].concat(), "12C12DCZ"),
+        ([batch("SELECT 1", &[]), batch("ROLLBACK", &[]), sync()].concat(), "EZ"),
+        (query("ROLLBACK; SELECT 1"), "CTDCZ"),
+        (query("SELECT 1; ROLLBACK"), "EZ"),
+    ];
+    for (end, want) in ends {
+        raw.send(&[query("BEGIN"), query("SELECT 1 FROM pg_class"), query("SELECT 1/0")].concat());
+        for _ in 0..3 {
+            raw.until(b'Z').expect("an answer");
+        }
+        raw.send(&end);
+        assert_eq!(tags(&raw.until(b'Z').expect("an answer")), want);
+        raw.send(&query("ROLLBACK"));
+        raw.until(b'Z').expect("an answer");
+    }
+}
+
+#[test]
 fn a_client_that_dies_in_a_message_or_a_batch_leaks_nothing() {
     let shards = shards();
     let config = [TRUST, ("pool", "default_pool_size = 1"), ("pool", "query_wait_timeout = 10")];

@@ -109,7 +109,7 @@ impl Session {
             self.services.statements.intern(sql, &types, &self.names)
         };
         let kept = self.facts(batch, &statement)?;
-        self.check_failed(&kept.analysis)?;
+        self.check_failed(&kept.analysis, batch.has_ended_failure())?;
         if !parse.name.is_empty() {
             self.check_name(parse.name)?;
         }
@@ -182,7 +182,7 @@ impl Session {
         }
         let statement = self.statement(bind.statement)?;
         let kept = self.facts(batch, &statement)?;
-        self.check_failed(&kept.analysis)?;
+        self.check_failed(&kept.analysis, batch.has_ended_failure())?;
         let (statement, kept, gives) = self.resolved(&batch.snapshot, statement, kept)?;
         if let Some(name) = &gives {
             self.check_name(name.as_bytes())?;

@@ -18,6 +18,7 @@ use bytes::Bytes;
 
 use super::attach::Unattached;
 use super::block::Block;
+use super::query::ends_failure;
 use super::relay::{Relayed, Running, Until};
 use super::run::{Confirmed, Run};
 use super::statements::{Kept, Statement};
@@ -158,6 +159,16 @@ impl Batch {
         let is_statement =
             |step: &&Step| matches!(step.kind, StepKind::Parse(_) | StepKind::Bind(..));
         self.steps.iter().filter(is_statement).count() > 2
+    }
+
+    /// A failed block is over behind what has been looked at so far.
+    fn has_ended_failure(&self) -> bool {
+        self.steps.iter().any(|step| match &step.kind {
+            StepKind::Control(Message::Execute, _, kept) => {
+                kept.analysis.statements.iter().any(|statement| ends_failure(&statement.effect))
+            }
+            _ => false,
+        })
     }
 
     /// It rolls a block back: it needs no word of the loss of what it rolls back.
