@@ -33,6 +33,13 @@ class Base(DeclarativeBase):
     pass
 
 
+@sa.event.listens_for(Session, "after_begin")
+def set_hospital(session, transaction, connection):
+    """After a commit the pool may give another connection, with the last request's hospital."""
+    if "hospital" in session.info:
+        connection.execute(SET, {"hospital": session.info["hospital"]})
+
+
 class Region(Base):
     __tablename__ = "regions"
     id: Mapped[int] = mapped_column(primary_key=True)
@@ -176,7 +183,7 @@ def sync_engine(driver="psycopg", **options):
 
 
 def request(session, kind, number, hospital, patients):
-    session.execute(SET, {"hospital": hospital})
+    session.info["hospital"] = hospital
     kind(session, number, hospital, patients)
     session.commit()
 
