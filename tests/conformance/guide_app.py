@@ -216,8 +216,7 @@ def refuses_others(hospitals, patients):
     engine = sync_engine()
     with Session(engine) as session:
         for (number, hospital), (_, other) in zip(hospitals, hospitals[1:] + hospitals[:1]):
-            session.execute(SET, {"hospital": hospital})
-            session.commit()
+            session.info["hospital"] = hospital
             foreign_hospital(session, number, hospital, patients, other)
             one_patient(session, number, hospital, patients)
             session.commit()
@@ -253,6 +252,7 @@ def connection_settings_asyncpg(hospitals, patients):
 def background_worker(hospitals, patients):
     """One connection, and a hospital for each task: set for the session, for a transaction, and back."""
     engine = sync_engine(pool_size=1, max_overflow=0)
+    # The connection is kept, and so is what was set on it.
     with engine.connect() as connection, Session(bind=connection) as session:
         for _ in range(3):
             for number, hospital in random.sample(hospitals, len(hospitals)):

@@ -92,8 +92,7 @@ def arguments():
 
 def modes_of(module, modes):
     """Suites over several shards have nothing to run directly."""
-    is_sharded = getattr(module, "SHARDED", False)
-    return [mode for mode in modes if not (is_sharded and mode == "direct")]
+    return [mode for mode in modes if mode in getattr(module, "MODES", MODES)]
 
 
 def prepare(module, workshop):

@@ -6,6 +6,8 @@ import servers
 from workshop import HERE, REPOSITORY, Outcome, short
 
 SHARDED = True
+# In session mode a client's server is on one shard, and so are its hospitals.
+MODES = ("transaction",)
 SHARDS = 4
 HOSPITALS_PER_SHARD = 6
 PATIENTS = 40
