@@ -332,6 +332,13 @@ impl Session {
                     }
                     Ok(()) => {}
                 }
+                if running.copy_left == 0
+                    && running.is_copy_ended
+                    && server.pipeline().is_copy_executed()
+                {
+                    // The client's Sync goes out behind the answer to this, which would wait for it.
+                    server.send_bytes(&[frontend::tag::FLUSH, 0, 0, 0, 4]);
+                }
                 continue;
             }
             if running.is_copy_refused {

@@ -76,6 +76,25 @@ fn what_follows_a_rollback_in_its_request_runs() {
 }
 
 #[test]
+fn copy_data_sent_once_it_is_asked_for_is_answered() {
+    let shards = shards();
+    let map = one_shard_map(shards.primary.port(), "shard0");
+    let config = [TRUST, ("guard", "mode = \"route\"")];
+    let ward = Ward::start(shards, &WardOptions { map: Some(map), config: &config });
+    let mut raw = Raw::login(&ward);
+    raw.send(&query("CREATE TEMP TABLE copied (n integer)"));
+    raw.until(b'Z').expect("an answer");
+    // A server keeps the end of a COPY of a batch to itself until it gets the Sync behind it.
+    let ends = [(message(b'c', &[]), "CZ"), (message(b'f', &[b"no\0"]), "EZ")];
+    for (end, want) in ends {
+        raw.send(&[batch("COPY copied FROM STDIN", &[]), sync()].concat());
+        assert_eq!(tags(&raw.until(b'G').expect("it begins")), "12G");
+        raw.send(&[message(b'd', &[b"1\n"]), end, sync()].concat());
+        assert_eq!(tags(&raw.until(b'Z').expect("an answer")), want);
+    }
+}
+
+#[test]
 fn a_client_that_dies_in_a_message_or_a_batch_leaks_nothing() {
     let shards = shards();
     let config = [TRUST, ("pool", "default_pool_size = 1"), ("pool", "query_wait_timeout = 10")];
