@@ -18,7 +18,6 @@ use bytes::Bytes;
 
 use super::attach::Unattached;
 use super::block::Block;
-use super::query::ends_failure;
 use super::relay::{Relayed, Running, Until};
 use super::run::{Confirmed, Run};
 use super::statements::{Kept, Statement};
@@ -123,6 +122,8 @@ struct Batch {
     changes_names: bool,
     /// Transaction control is among its members.
     has_control: bool,
+    /// A failed block is over behind what has been looked at so far.
+    has_ended_failure: bool,
     /// BEGIN is among its members.
     begins: Option<TransactionModes>,
     /// The settings before its first statement that was answered here.
@@ -144,6 +145,7 @@ impl Batch {
             closed: Vec::new(),
             changes_names: false,
             has_control: false,
+            has_ended_failure: false,
             begins: None,
             ledger_before: None,
         }
@@ -159,16 +161,6 @@ impl Batch {
         let is_statement =
             |step: &&Step| matches!(step.kind, StepKind::Parse(_) | StepKind::Bind(..));
         self.steps.iter().filter(is_statement).count() > 2
-    }
-
-    /// A failed block is over behind what has been looked at so far.
-    fn has_ended_failure(&self) -> bool {
-        self.steps.iter().any(|step| match &step.kind {
-            StepKind::Control(Message::Execute, _, kept) => {
-                kept.analysis.statements.iter().any(|statement| ends_failure(&statement.effect))
-            }
-            _ => false,
-        })
     }
 
     /// It rolls a block back: it needs no word of the loss of what it rolls back.
