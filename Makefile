@@ -2,12 +2,12 @@
 # with git, make and cargo is enough: the rest is installed, or named where that can't be done.
 
 CARGO ?= cargo
-export QUICK FUZZ_SECONDS FUZZ_TARGETS
+export QUICK FUZZ_SECONDS FUZZ_TARGETS CONFORMANCE_PSYCOPG
 
-.PHONY: help demo test check bench fuzz soak build fmt clean
+.PHONY: help demo test check conformance bench fuzz soak build fmt clean
 
 help: ## Say what there is
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
 
 demo: ## Four local Postgres shards with replicas behind pgward, to try it out
 	@.ci/need cargo cc libclang postgres
@@ -24,6 +24,11 @@ check: ## What must pass before merging: format, lints, licences, tests
 	@if command -v cargo-deny >/dev/null; then $(CARGO) deny --log-level error check; \
 	else echo "licences and advisories: not checked, cargo-deny is not installed"; fi
 	$(MAKE) test
+
+conformance: ## Drivers' own test suites and applications through pgward (SUITE=psql MODE=session)
+	@.ci/need cargo cc libclang postgres libpq python node
+	$(CARGO) build --locked
+	python3 tests/conformance/run.py --binary target/debug/pgward --suites "$(SUITE)" --modes "$(MODE)"
 
 bench: ## CPU per transaction beside PgBouncer (QUICK=1: two minutes)
 	@.ci/need cargo cc libclang postgres pgbouncer valgrind strace
