@@ -17,11 +17,14 @@ use bytes::{Bytes, BytesMut};
 
 use crate::net::{Buffer, Stream, Way};
 use crate::wire::backend::ErrorReply;
+use crate::wire::frontend::Kind;
 use crate::wire::{self, HEADER_BYTES, TxnStatus, backend, frontend, sqlstate};
 pub use pipeline::{Copy, Expect, Message, Pipeline, Settled, Verdict};
 pub use prepared::{Prepared, StatementId};
 
 /// How long a query of pgward's own (settings, a reset) may take: a server that is silent for
+/// Name of pgward's own statement beside a client's.
+const BESIDE: &[u8] = b"pgward_beside";
 /// longer is gone.
 const OWN_QUERY_TIMEOUT: Duration = Duration::from_secs(10);
 /// Largest reply that is looked into (errors, parameters); rows and copy data pass by unbounded.
@@ -560,6 +563,28 @@ impl ServerConn {
         answer.unwrap_or_else(|_| Err(self.broken(Error::Silent)))
     }
 
+    /// As [`Self::run_collect`], for one statement, and the unnamed statement stays: a client whose
+    /// own server this is may have parsed it and not bound it yet.
+    pub async fn run_beside(
+        &mut self,
+        sql: &str,
+    ) -> Result<Result<Vec<Option<String>>, ServerError>, Error> {
+        self.begin_request(true);
+        self.prepared.parse_unnamed(None);
+        // Closed first, too: an error in the middle may have left it there the last time.
+        let close = |out: &mut BytesMut| frontend::write_close(out, Kind::Statement, BESIDE);
+        self.send(Message::Close, Expect::Forward, close);
+        self.send(Message::Parse, Expect::Forward, |out| {
+            frontend::write_parse(out, BESIDE, sql.as_bytes(), std::iter::empty());
+        });
+        self.send(Message::Bind, Expect::Forward, |out| frontend::write_bind(out, b"", BESIDE));
+        self.send(Message::Execute, Expect::Forward, |out| frontend::write_execute(out, b"", 0));
+        self.send(Message::Close, Expect::Forward, close);
+        self.send(Message::Sync, Expect::Forward, frontend::write_sync);
+        let answer = tokio::time::timeout(OWN_QUERY_TIMEOUT, self.replies()).await;
+        answer.unwrap_or_else(|_| Err(self.broken(Error::Silent)))
+    }
+
     async fn collect(
         &mut self,
         sql: &str,
@@ -569,6 +594,11 @@ impl ServerConn {
         self.send(Message::Query, Expect::Forward, |out| {
             frontend::write_query(out, sql.as_bytes())
         });
+        self.replies().await
+    }
+
+    /// First column of the rows of a request of our own.
+    async fn replies(&mut self) -> Result<Result<Vec<Option<String>>, ServerError>, Error> {
         let mut replies = Buffer::default();
         let mut failure = None;
         loop {

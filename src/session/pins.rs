@@ -156,8 +156,9 @@ impl Change {
     pub fn of(effect: &sql::Effect) -> Self {
         use sql::Effect;
         match effect {
-            Effect::Pin(_) | Effect::Opaque => Self::MayBegin,
-            Effect::Unpin | Effect::Ddl | Effect::Discard(_) => Self::MayEnd,
+            // Of DDL all kinds can name something in pg_temp.
+            Effect::Pin(_) | Effect::Opaque | Effect::Ddl => Self::MayBegin,
+            Effect::Unpin | Effect::Discard(_) => Self::MayEnd,
             _ => Self::None,
         }
     }

@@ -453,7 +453,7 @@ pub(super) fn send_sync(server: &mut ServerConn) {
 async fn ask_for_pins(attached: &mut Attached, change: pins::Change) {
     let server = &mut *attached.checkout.server;
     for _ in 0..QUESTIONS_MAX {
-        let asked = server.run_collect(pins::QUESTION);
+        let asked = server.run_beside(pins::QUESTION);
         match tokio::time::timeout(CANCEL_TIMEOUT, asked).await {
             Ok(Ok(Ok(rows))) => {
                 let words = rows.into_iter().flatten().next().unwrap_or_default();

@@ -59,6 +59,12 @@ async fn a_client_keeps_its_server_as_long_as_the_cause_lasts() {
             "DISCARD TEMP",
             "temporary table",
         ),
+        (
+            "CREATE TYPE pg_temp.t AS ENUM ('x')",
+            "SELECT 'x'::pg_temp.t",
+            "DROP TYPE pg_temp.t",
+            "temporary table",
+        ),
         ("LISTEN news", "SELECT 1", "UNLISTEN news", "LISTEN"),
         ("SELECT pg_advisory_lock(7)", "SELECT 1", "SELECT pg_advisory_unlock(7)", "advisory lock"),
         (
@@ -86,7 +92,7 @@ async fn a_client_keeps_its_server_as_long_as_the_cause_lasts() {
         assert_eq!(value(&other, "SELECT to_regclass('t') IS NULL").await, "t", "after {end}");
     }
     let metrics = http_get(ward.metrics_port, "/metrics").1;
-    for (reason, count) in [("LISTEN", 2), ("temporary table", 5), ("advisory lock", 1)] {
+    for (reason, count) in [("LISTEN", 2), ("temporary table", 6), ("advisory lock", 1)] {
         let line = format!("pgward_pins_total{{reason=\"{reason}\"}} {count}");
         assert!(metrics.contains(&line), "no {line} in\n{metrics}");
     }
@@ -236,6 +242,16 @@ fn in_session_mode_a_client_has_one_server_and_its_process_id() {
             raw.until(b'Z').expect(sql)
         };
         assert_eq!(row(&ask("EXECUTE other")), "7");
+        // What pgward asks the server leaves the unnamed statement alone.
+        let parse = message(b'P', &[b"\0LISTEN news\0\0\0"]);
+        raw.send(&[parse, raw::bind(&[]), execute(), raw::parse("SELECT 8"), sync()].concat());
+        raw.until(b'Z').expect("parsed");
+        raw.send(&[raw::bind(&[]), execute(), sync()].concat());
+        assert_eq!(row(&raw.until(b'Z').expect("an answer")), "8");
+        let mut ask = |sql: &str| {
+            raw.send(&query(sql));
+            raw.until(b'Z').expect(sql)
+        };
         ask("DEALLOCATE other; SELECT 1");
         let gone = ask("EXECUTE other");
         assert_eq!(gone[0].sqlstate(), "26000");
