@@ -8,11 +8,15 @@
 //! takes a stored verifier, which keeps the password off pgward, but its client side checks
 //! neither nonce nor iterations; postgres-protocol has only the client side, with checks.
 
+pub mod hba;
+pub mod ident;
 pub mod scram;
+mod tokens;
 pub mod users;
 
 use std::sync::Arc;
 
+pub use hba::{Asked, Demand, Method, Refused};
 pub use users::{ServerCredentials, User, Users};
 
 /// Why a proof failed. Says nothing that a peer sent.
