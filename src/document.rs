@@ -248,6 +248,26 @@ impl<'a, 't> Fields<'a, 't> {
         }
     }
 
+    /// A date and time: TOML's own, or a string that `read` understands.
+    pub fn datetime(
+        &mut self,
+        key: &'static str,
+        read: impl Fn(&str) -> Result<toml::value::Datetime, String>,
+    ) -> Option<Spanned<toml::value::Datetime>> {
+        let value = self.take(key)?;
+        match value.get_ref() {
+            DeValue::Datetime(datetime) => Some(Spanned::new(value.span(), *datetime)),
+            DeValue::String(text) => match read(text) {
+                Ok(datetime) => Some(Spanned::new(value.span(), datetime)),
+                Err(why) => {
+                    self.report.at(&value.span(), format!("`{key}` {why}"));
+                    None
+                }
+            },
+            _ => self.wrong(key, value, "a date and time"),
+        }
+    }
+
     /// A list of strings; empty if there is none.
     pub fn strings(&mut self, key: &'static str) -> Vec<Spanned<&'a str>> {
         let Some(value) = self.take(key) else { return Vec::new() };

@@ -12,13 +12,13 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::Instant;
 
 use crate::admin::{self, Access};
-use crate::auth::Users;
+use crate::auth::{Methods, ServerSecret, Users};
 use crate::catalog::{self, CatalogStore};
 use crate::config::{Config, LogFormat};
 use crate::fleet::{Fleet, FleetSettings};
@@ -26,9 +26,12 @@ use crate::metrics::{LoginOutcome, Metrics};
 use crate::net::{Buffer, Stream};
 use crate::pool::{self, Pools};
 use crate::route::refusals;
+use crate::session::auth_query::AuthQuery;
 use crate::session::login::{self, Database, Door, Hello, Login};
+use crate::session::lookup::Lookup;
 use crate::session::welcome::Greetings;
 use crate::session::{Services, direct, statements, welcome};
+use crate::shard_map::ShardMap;
 use crate::shard_map::source::{self as maps, MapStore, ReloadOutcome};
 use crate::sql::Analyzer;
 use crate::wire::backend;
@@ -60,7 +63,7 @@ pub(crate) struct Proxy {
 /// The three files, read and valid.
 struct Files {
     config: Config,
-    map: crate::shard_map::ShardMap,
+    map: ShardMap,
     users: Users,
 }
 
@@ -72,8 +75,39 @@ impl Files {
             Some(users) => users.reload(&config.users, &config.auth),
             None => Users::load(&config.users, &config.auth),
         };
-        Ok(Self { map, users: users.map_err(|error| error.to_string())?, config })
+        let users = users.map_err(|error| error.to_string())?;
+        if let Some(problem) = users.lookup_problem(&config.auth) {
+            return Err(problem);
+        }
+        let methods = Methods::load(&config.auth).map_err(|error| error.to_string())?;
+        Ok(Self { map, users: users.with_methods(methods), config })
     }
+}
+
+/// Where users are looked up that are not in the users file, if they are. Its answers so far go with
+/// the one before.
+fn lookup(
+    config: &Config,
+    users: &Users,
+    fleet: &Arc<Fleet>,
+    map: Arc<ShardMap>,
+) -> Result<Option<Arc<Lookup>>, String> {
+    let auth = &config.auth;
+    if auth.auth_user.is_empty() {
+        return Ok(None);
+    }
+    let listed = |name: &str| users.get(name).map(|user| user.server.clone());
+    let secret = match auth.user_secret().map_err(|error| error.to_string())? {
+        Some(secret) => Some(secret),
+        None => listed(&auth.auth_user).and_then(|server| match &server.secret {
+            Some(ServerSecret::Plain(secret)) => Some(secret.expose().to_owned()),
+            _ => None,
+        }),
+    };
+    let source = AuthQuery::new(config, secret, fleet.clone(), map);
+    let kept_for = Duration::from_secs_f64(auth.auth_query_cache_time);
+    let server = listed(&auth.auth_query_server_user);
+    Ok(Some(Arc::new(Lookup::new(Box::new(source), server, kept_for))))
 }
 
 /// Serves until drained. Exit code 1: the files or the address can't be used.
@@ -141,6 +175,8 @@ async fn run(path: &Path, files: Files) -> Result<(), String> {
     let catalog = CatalogStore::new(fleet.clone(), declared, refresh);
     let pools = Pools::new(pool::Settings::new(&config), &map, fleet.clone());
     let routing = &config.routing;
+    let map = MapStore::new(map);
+    let lookup = lookup(&config, &users, &fleet, map.current())?;
     let services = Arc::new(Services {
         analyzer: Analyzer::new(routing.cache_bytes_max, routing.cache_text_bytes_max),
         statements: statements::Store::new(STATEMENT_BYTES_MAX),
@@ -148,7 +184,8 @@ async fn run(path: &Path, files: Files) -> Result<(), String> {
         writes: Default::default(),
         directory: Default::default(),
         metrics: Arc::new(Metrics::new()),
-        map: MapStore::new(map),
+        map,
+        lookup: ArcSwapOption::new(lookup),
         users: ArcSwap::from_pointee(users),
         config: ArcSwap::from_pointee(config),
         catalog: catalog.clone(),
@@ -299,9 +336,10 @@ impl Proxy {
         };
         let users = self.services.users.load_full();
         let map = self.services.map.current();
+        let lookup = self.services.lookup.load_full();
         let door = Door {
-            auth_type: config.auth.auth_type,
             users: &users,
+            lookup: lookup.as_deref(),
             database: &map.database,
             refusal: refusal.map(|r| backend::ErrorReply { severity: "FATAL", ..r }),
         };
@@ -353,8 +391,9 @@ impl Proxy {
     async fn console(self: &Arc<Self>, login: Login) {
         let Login { mut stream, buffer, user, .. } = login;
         let mut output = Buffer::default();
+        // A role of a shard that is called like an admin is none.
         let access = Access::of(&self.services.config.load().admin, &user.name);
-        let Some(access) = access else {
+        let Some(access) = access.filter(|_| user.is_listed) else {
             let refusal = backend::ErrorReply { severity: "FATAL", ..refusals::console_denied() };
             self.services.metrics.on_refusal(refusal.sqlstate);
             refusal.encode(output.tail());
@@ -395,12 +434,14 @@ impl Proxy {
         let map = services.map.current();
         services.fleet.apply(&map);
         services.catalog.apply(catalog::declared(&map, &config.guard.safe_functions));
+        let lookup = lookup(&config, &users, &services.fleet, map.clone())?;
         let had_credentials = credentials(&services.users.load());
         let is_same_login = had_credentials == credentials(&users);
         services.pools.reload(pool::Settings::new(&config), &map);
         if !is_same_login {
             services.pools.forget_users();
         }
+        services.lookup.store(lookup);
         services.users.store(Arc::new(users));
         services.config.store(Arc::new(config));
         Ok(match outcome {

@@ -3,6 +3,7 @@
 mod support;
 
 mod attacks;
+mod auth;
 mod catalog;
 mod cli_offline;
 mod demo;
@@ -11,6 +12,7 @@ mod drivers;
 mod failures;
 mod fleet;
 mod functions;
+mod hba;
 mod hostile;
 mod keys_hold;
 mod kills;

@@ -17,7 +17,7 @@ pub use client::{Id, refusal, simple, sqlstate, tell, value};
 pub use dice::Dice;
 pub use raw::{Message, Raw, batch};
 pub use shards::{REFERENCE_ROWS, SCHEMA, Shards, hospital_on, one_shard_map, shards};
-pub use ward::{Ward, WardOptions, http_get};
+pub use ward::{USERS, Ward, WardOptions, http_get};
 
 use std::time::{Duration, Instant};
 

@@ -169,6 +169,7 @@ impl Scene {
             directory: Default::default(),
             metrics: Arc::new(Metrics::new()),
             users: ArcSwap::from_pointee(users),
+            lookup: Default::default(),
             pools: Pools::new(pool::Settings::new(&config), &map, fleet.clone()),
             map: MapStore::new(map),
             config: ArcSwap::from_pointee(config),
@@ -423,8 +424,7 @@ async fn listen(mut pipe: ReadHalf<DuplexStream>, heard: Arc<Mutex<Heard>>, stag
 /// A connection as `proxy` serves it.
 async fn serve(services: Arc<Services>, stream: Stream) {
     let users = services.users.load_full();
-    let auth_type = AuthType::Trust;
-    let door = Door { auth_type, users: &users, database: "hospital", refusal: None };
+    let door = Door { users: &users, lookup: None, database: "hospital", refusal: None };
     let Ok(Hello::Login(login)) = hello(stream, &door, Instant::now() + PATIENCE).await else {
         return;
     };

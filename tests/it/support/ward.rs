@@ -42,6 +42,16 @@ impl Ward {
 
     /// As [`Self::start`], with the shards that `map` names.
     pub fn start_in(sandbox: &Sandbox, map: &str, config_lines: &[(&str, &str)]) -> Self {
+        Self::start_for(USERS, sandbox, map, config_lines)
+    }
+
+    /// As [`Self::start_in`], with another users file.
+    pub fn start_for(
+        users: &str,
+        sandbox: &Sandbox,
+        map: &str,
+        config_lines: &[(&str, &str)],
+    ) -> Self {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let directory = sandbox.directory().join(format!("ward-{number}"));
@@ -51,7 +61,7 @@ impl Ward {
         let other = std::iter::repeat_with(|| free_port().expect("a port"));
         let metrics_port = { other }.find(|found| *found != port).expect("another port");
         write(&directory, "shard-map.toml", map);
-        write(&directory, "users.toml", USERS);
+        write(&directory, "users.toml", users);
         write(&directory, "app-secret", "app-secret\n");
         write(&directory, "probe-secret", "probe-secret\n");
         write(&directory, "pgward.toml", &config(port, metrics_port, config_lines));
@@ -180,7 +190,7 @@ fn config(port: u16, metrics_port: u16, more: &[(&str, &str)]) -> String {
 }
 
 /// `app` for applications, `migrate` for shard-addressed sessions, `admin` for the console.
-const USERS: &str = r#"
+pub const USERS: &str = r#"
 [[user]]
 name = "app"
 secret = "app-password"
