@@ -102,14 +102,19 @@ impl User {
             return self.clone();
         }
         let secret = Some(ServerSecret::Keys(keys));
-        Arc::new(Self {
+        let server = ServerCredentials { user: self.server.user.clone(), secret };
+        Arc::new(self.with_server(Arc::new(server)))
+    }
+
+    fn with_server(&self, server: Arc<ServerCredentials>) -> Self {
+        Self {
             name: self.name.clone(),
             rights: self.rights.clone(),
-            server: Arc::new(ServerCredentials { user: self.server.user.clone(), secret }),
+            server,
             is_listed: self.is_listed,
             valid_until: self.valid_until,
             secrets: self.secrets.clone(),
-        })
+        }
     }
 }
 
@@ -128,6 +133,8 @@ fn own_secret(secrets: &Secrets) -> Option<ServerSecret> {
 #[derive(Debug)]
 pub struct Users {
     by_name: HashMap<String, Arc<User>>,
+    /// Logins on the servers that need no client's proof, by role.
+    servers: HashMap<String, Arc<ServerCredentials>>,
     methods: Methods,
     /// Makes salts. Outlives reloads: a name's salt must not change where another's doesn't.
     seed: [u8; 32],
@@ -212,8 +219,12 @@ impl Users {
 
     fn new(users: Vec<User>, auth: &Auth, seed: [u8; 32]) -> Self {
         let scram = users.iter().filter(|user| user.secrets.has_verifier()).count();
+        let known =
+            users.iter().filter(|user| user.server.secret != Some(ServerSecret::FromClient));
+        let servers = known.map(|user| (user.server.user.clone(), user.server.clone())).collect();
         Self {
             methods: Methods::one(auth.auth_type),
+            servers,
             seed,
             iterations: auth.scram_iterations.max(1),
             derivations_max: users.iter().map(|user| user.secrets.derivations()).max().unwrap_or(0),
@@ -238,6 +249,18 @@ impl Users {
     /// The user of that name.
     pub fn get(&self, name: &str) -> Option<&Arc<User>> {
         self.by_name.get(name)
+    }
+
+    /// `user` with the login on the servers that this file has for the role that it is there, if it
+    /// has one: a role that is looked up shares the pools of those who log in as it, and does not
+    /// make others in their place.
+    pub fn at_home(&self, user: Arc<User>) -> Arc<User> {
+        match self.servers.get(&user.server.user) {
+            Some(server) if !user.is_listed && *server != user.server => {
+                Arc::new(user.with_server(server.clone()))
+            }
+            _ => user,
+        }
     }
 
     /// All users, in no order.

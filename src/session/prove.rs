@@ -91,7 +91,8 @@ impl Claim<'_> {
 
     /// The user, unless its time is over.
     fn valid(&self) -> Option<Arc<User>> {
-        self.user.clone().filter(|user| !user.is_expired(SystemTime::now()))
+        let user = self.user.clone().filter(|user| !user.is_expired(SystemTime::now()))?;
+        Some(self.door.users.at_home(user))
     }
 
     /// The proof is right: this is who the client is, unless its time is over.

@@ -2,7 +2,7 @@
 
 use pgward::auth::hba::Rules;
 use pgward::auth::ident::Maps;
-use pgward::auth::{Asked, Methods};
+use pgward::auth::{Asked, Method, Methods, Refused};
 use pgward::net::{CertificateNames, Origin, TlsFacts};
 use proptest::prelude::*;
 
@@ -78,6 +78,39 @@ fn decide(rules: &Rules, login: &str) -> String {
     match methods.demand(&asked) {
         Ok(method) => format!("{line}{method:?}"),
         Err(refused) => format!("{line}28000 {}", refused.message(&asked)),
+    }
+}
+
+#[test]
+fn the_examples_are_fine() {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/config");
+    let text = r#"auth = { auth_type = "hba", auth_hba_file = "hba.conf", auth_ident_file = "ident.conf" }"#;
+    let mut auth = pgward::config::Config::parse("pgward.toml", text).unwrap().auth;
+    for file in [&mut auth.auth_hba_file, &mut auth.auth_ident_file] {
+        *file = std::path::Path::new(folder).join(&*file);
+    }
+    let methods = Methods::load(&auth).unwrap();
+    for (user, database, from, tls, want) in [
+        ("admin", "pgbouncer", "127.0.0.1", None, Ok(Method::ScramSha256)),
+        ("admin", "pgbouncer", "10.1.2.3", None, Err(Refused::Rejected)),
+        ("migrate", "hospital", "10.1.2.3", Some("Anna Berg"), Ok(Method::Cert)),
+        ("migrate", "hospital", "10.1.2.3", Some("migrate"), Err(Refused::OtherCertificate)),
+        ("app", "hospital", "10.1.2.3", Some("x"), Ok(Method::ScramSha256)),
+        ("app", "hospital", "10.1.2.3", None, Err(Refused::NoRule)),
+    ] {
+        let peer = Some((from.parse::<std::net::IpAddr>().unwrap(), 1).into());
+        let names = |name: &str| CertificateNames {
+            common_name: Some(name.to_owned()),
+            ..CertificateNames::default()
+        };
+        let tls = tls
+            .map(|name| TlsFacts { client_certificate: Some(names(name)), ..TlsFacts::default() });
+        let origin = Origin { peer, tls };
+        assert_eq!(
+            methods.demand(&Asked { user, database, origin: &origin }),
+            want,
+            "{user} {from}"
+        );
     }
 }
 
