@@ -68,7 +68,8 @@ fn roles_of_the_server_log_in_as_themselves() {
     let sql = |sql: &str| postgres.psql("hospital", sql).expect("SQL on the server itself");
     // What a client would like to be asked in place of pg_authid, also as the role's own default.
     sql("CREATE SCHEMA evil;
-         CREATE TABLE evil.pg_authid (rolname name, rolpassword text, rolcanlogin bool);
+         CREATE TABLE evil.pg_authid (rolname name, rolpassword text, rolcanlogin bool,
+             rolvaliduntil timestamptz);
          INSERT INTO evil.pg_authid VALUES ('ghost', 'ghost-secret', true);
          GRANT USAGE ON SCHEMA evil TO PUBLIC; GRANT SELECT ON evil.pg_authid TO PUBLIC;
          ALTER ROLE keeper SET search_path = evil, pg_catalog");
