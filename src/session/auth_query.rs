@@ -21,6 +21,8 @@ use crate::fleet::monitor;
 use crate::fleet::{Fleet, FleetSettings};
 use crate::shard_map::{Address, ShardMap};
 
+/// How long a shard may take to have a primary: in a failover, or when a probe is late.
+const PRIMARY_WAIT: Duration = Duration::from_secs(2);
 /// Pause after a failure.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 /// How long a connect, and then a question, may take.
@@ -80,16 +82,26 @@ impl AuthQuery {
     }
 
     /// The primary of the first shard that has one now.
-    fn place(&self) -> Result<(Address, String), Failed> {
-        let primary = self.map.shards().iter().find_map(|shard| {
+    async fn place(&self) -> Result<(Address, String), Failed> {
+        if let Some(place) = self.place_now() {
+            return Ok(place);
+        }
+        let first = self.map.shards().first().and_then(|shard| self.fleet.shard(shard.id));
+        if let Some(first) = first {
+            drop(tokio::time::timeout(PRIMARY_WAIT, first.wait_for_primary()).await);
+        }
+        self.place_now().ok_or_else(|| failed("no shard has a primary"))
+    }
+
+    fn place_now(&self) -> Option<(Address, String)> {
+        self.map.shards().iter().find_map(|shard| {
             let host = self.fleet.shard(shard.id)?.primary()?;
             let database = match self.database.as_str() {
                 "" => shard.database.clone(),
                 name => name.to_owned(),
             };
             Some((shard.hosts().nth(host)?.clone(), database))
-        });
-        primary.ok_or_else(|| failed("no shard has a primary"))
+        })
     }
 
     async fn connect(&self, place: (Address, String)) -> Result<Connection, Failed> {
@@ -121,7 +133,7 @@ impl AuthQuery {
         open: &mut Option<Connection>,
         name: &str,
     ) -> Result<Vec<tokio_postgres::Row>, Failed> {
-        let place = self.place()?;
+        let place = self.place().await?;
         // Taken, and put back when all went well: whoever leaves in the middle leaves none.
         let connection = match open.take() {
             Some(open) if open.place == place && !open.client.is_closed() => open,

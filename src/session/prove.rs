@@ -8,8 +8,10 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use super::login::{Conversation, Door, Error};
+use super::lookup::Failed;
 use crate::auth::scram::{self, ServerExchange};
 use crate::auth::{self, Asked, Method, PassKeys, Secret, User};
+use crate::route::refusals;
 use crate::wire::backend::{self, ErrorReply};
 use crate::wire::frontend::SaslInitial;
 use crate::wire::sqlstate;
@@ -24,9 +26,8 @@ pub(super) async fn prove(
     let origin = client.origin();
     let name = startup.user.as_str();
     let asked = Asked { user: name, database: &startup.database, origin: &origin };
-    let method = door.users.methods().demand(&asked).map_err(|refused| {
-        Error::refused(sqlstate::INVALID_AUTHORIZATION, refused.message(&asked))
-    })?;
+    let method = door.users.methods().demand(&asked);
+    let method = method.map_err(|refused| refusals::no_login(refused.message(&asked)))?;
     let mut claim = Claim { name, door, user: None };
     claim.find().await?;
     let proven = match method {
@@ -56,10 +57,9 @@ impl Claim<'_> {
     async fn find(&mut self) -> Result<(), Error> {
         self.user = match (self.door.users.get(self.name), self.door.lookup) {
             (Some(user), _) => Some(user.clone()),
-            (None, Some(lookup)) => lookup.find(self.name).await.map_err(|failed| {
-                ErrorReply::fatal(sqlstate::CANNOT_CONNECT_NOW, failed.to_string())
-                    .with_hint("Try again; users of pgward's own users file can log in meanwhile.")
-            })?,
+            (None, Some(lookup)) => {
+                lookup.find(self.name).await.map_err(|Failed| refusals::no_lookup())?
+            }
             (None, None) => None,
         };
         Ok(())
@@ -79,14 +79,13 @@ impl Claim<'_> {
     }
 
     fn trusted(&self) -> Result<Arc<User>, Error> {
-        let absent = || format!("role \"{}\" does not exist", self.name);
-        self.valid().ok_or_else(|| Error::refused(sqlstate::INVALID_AUTHORIZATION, absent()))
+        let words = || format!("role \"{}\" does not exist", self.name);
+        self.valid().ok_or_else(|| refusals::no_login(words()).into())
     }
 
     fn certified(&self) -> Result<Arc<User>, Error> {
-        let asked = "certificate authentication failed for user";
-        let words = || format!("{asked} \"{}\"", self.name);
-        self.valid().ok_or_else(|| Error::refused(sqlstate::INVALID_AUTHORIZATION, words()))
+        let words = || format!("certificate authentication failed for user \"{}\"", self.name);
+        self.valid().ok_or_else(|| refusals::no_login(words()).into())
     }
 
     /// The user, unless its time is over.
@@ -111,10 +110,7 @@ impl Claim<'_> {
                 ErrorReply::fatal(sqlstate::PROTOCOL_VIOLATION, message).with_detail(what).into()
             }
             auth::Error::Denied | auth::Error::Impostor | auth::Error::OtherVerifier => {
-                Error::refused(
-                    sqlstate::INVALID_PASSWORD,
-                    format!("password authentication failed for user \"{}\"", self.name),
-                )
+                refusals::login_failed(self.name).into()
             }
         }
     }
