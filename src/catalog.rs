@@ -27,6 +27,7 @@ use tokio_postgres::{Client, Row};
 
 use crate::fleet::monitor::{self, carried, connect};
 use crate::fleet::{Fleet, FleetSettings, ShardState, Standing};
+use crate::net::tls::Connector;
 use crate::shard_map::{Address, ShardId, ShardMap};
 use crate::sql::catalog::FunctionKind;
 use crate::sql::functions::builtin_function;
@@ -146,11 +147,12 @@ const FOREIGN_EQUALITY: &str = concat!(
 /// Reads one shard's facts from one of its hosts.
 pub async fn read(
     address: &Address,
+    tls: &Connector,
     database: &str,
     settings: &FleetSettings,
 ) -> Result<ShardFacts, Error> {
     let reading = async {
-        let (client, carrier) = connect(address, database, settings, READ_TIMEOUT).await?;
+        let (client, carrier) = connect(address, tls, database, settings, READ_TIMEOUT).await?;
         carried(carrier, read_with(&client)).await
     };
     timeout(READ_TIMEOUT, reading).await.map_err(|_| Error::TimedOut)?
@@ -473,5 +475,5 @@ async fn read_shard(
     let replica =
         || hosts.iter().find(|host| host.standing == Standing::Replica).filter(|_| !was_read);
     let host = primary.or_else(replica).ok_or(Error::NoHost)?;
-    read(&host.address, state.database(), settings).await
+    read(&host.address, &state.connector(), state.database(), settings).await
 }

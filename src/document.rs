@@ -268,6 +268,24 @@ impl<'a, 't> Fields<'a, 't> {
         }
     }
 
+    /// Seconds from 0 to `max`, fractions allowed.
+    pub fn seconds(&mut self, key: &'static str, max: f64) -> Option<Spanned<f64>> {
+        let value = self.take(key)?;
+        let parsed = match value.get_ref() {
+            DeValue::Integer(digits) => u64::from_str_radix(digits.as_str(), digits.radix())
+                .ok()
+                .and_then(|whole| whole.to_string().parse().ok()),
+            DeValue::Float(digits) => digits.as_str().parse::<f64>().ok(),
+            _ => None,
+        };
+        match parsed {
+            Some(seconds) if (0.0..=max).contains(&seconds) => {
+                Some(Spanned::new(value.span(), seconds))
+            }
+            _ => self.wrong(key, value, &format!("seconds from 0 to {max}")),
+        }
+    }
+
     /// A list of strings; empty if there is none.
     pub fn strings(&mut self, key: &'static str) -> Vec<Spanned<&'a str>> {
         let Some(value) = self.take(key) else { return Vec::new() };

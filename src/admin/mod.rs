@@ -129,6 +129,8 @@ pub struct ServerRow {
     pub prepared_statements: u64,
     /// Checkouts since it was opened.
     pub transactions: u64,
+    /// Protocol and cipher of its TLS; empty without.
+    pub tls: String,
 }
 
 /// One client.
@@ -142,10 +144,12 @@ pub struct ClientRow {
     pub database: String,
     /// `active`, `idle`, `waiting`, `login`.
     pub state: &'static str,
-    /// Its address.
-    pub ip: IpAddr,
-    /// Its port.
+    /// Its address; `None` over the Unix socket.
+    pub ip: Option<IpAddr>,
+    /// Its port; over the Unix socket, pgward's.
     pub port: u16,
+    /// Protocol and cipher of its TLS; empty without.
+    pub tls: String,
     /// When it connected.
     pub connect_time: SystemTime,
     /// When its last request came.

@@ -91,6 +91,7 @@ shows! {
     Hosts "hosts" "Hosts: role, timeline, lag, why one is not used." hosts;
     Lists "lists" "Counts of things." lists;
     Map "map" "The shard map in short." map;
+    Peers "peers" "Other pgwards behind the same address." peers;
     Pools "pools" "Pools: one per host and server user." pools;
     Servers "servers" "Server connections." servers;
     Shards "shards" "Shards: region, buckets, primary, replicas." shards;
@@ -129,6 +130,15 @@ pub fn help() -> String {
     let _ = writeln!(text, "\tSHOW {}", names.join("|"));
     text.push_str("\tSHOW ROUTE '<sql>'\n\tSHOW HELP\n\tRELOAD\n");
     text
+}
+
+fn peers(source: &dyn Source) -> Table {
+    let mut table = Table::new(&["i:peer_id", "t:host", "i:port", "i:pool_size"]);
+    for peer in &source.config().peer {
+        // There is no pool of connections to it: a cancel opens one, and closes it.
+        table.push(vec![some(peer.id), some(&peer.host), some(peer.port), None]);
+    }
+    table
 }
 
 fn pools(source: &dyn Source) -> Table {
@@ -244,7 +254,7 @@ fn server_row(server: &ServerRow) -> Vec<Option<String>> {
         some(format!("S{}", server.id)),
         some(server.client.map(|id| format!("C{id}")).unwrap_or_default()),
         some(server.remote_pid),
-        some(""),
+        some(&server.tls),
         some(""),
         some(server.prepared_statements),
         some(server.id),
@@ -271,7 +281,7 @@ fn client_row(client: &ClientRow) -> Vec<Option<String>> {
         some(&client.database),
         some("none"),
         some(client.state),
-        some(client.ip),
+        some(client.ip.map_or_else(|| "unix".to_owned(), |ip| ip.to_string())),
         some(client.port),
         some(""),
         some(0),
@@ -283,7 +293,7 @@ fn client_row(client: &ClientRow) -> Vec<Option<String>> {
         some(format!("C{}", client.id)),
         some(client.server.map(|id| format!("S{id}")).unwrap_or_default()),
         some(0),
-        some(""),
+        some(&client.tls),
         some(&client.application_name),
         some(client.prepared_statements),
         some(client.id),
@@ -301,7 +311,7 @@ fn lists(source: &dyn Source) -> Table {
     for (name, items) in [
         ("databases", 1),
         ("users", source.users().len() as u64),
-        ("peers", 0),
+        ("peers", source.config().peer.len() as u64),
         ("pools", pools.len() as u64),
         ("peer_pools", 0),
         ("free_clients", 0),
@@ -362,7 +372,7 @@ fn databases(source: &dyn Source) -> Table {
                 None,
                 some(size),
                 some(config.pool.min_pool_size),
-                some(0),
+                some(config.pool.reserve_pool_size),
                 some(config.pool.server_lifetime as u64),
                 some(pool_mode_name(&config)),
                 None,
@@ -571,8 +581,6 @@ fn config(source: &dyn Source) -> Table {
     let mut table = Table::new(&["t:key", "t:value", "t:default", "t:changeable"]);
     let defaults = settings(&Config::default());
     let mut now = settings(&source.config());
-    // PgBouncer's exporter asks for it; here it has no limit of its own.
-    now.push(("max_user_connections".into(), "0".into()));
     now.sort();
     for (key, value) in now {
         let default =
@@ -584,8 +592,16 @@ fn config(source: &dyn Source) -> Table {
 }
 
 /// Settings that RELOAD can't change.
-const RESTART_NEEDED: &[&str] =
-    &["listen_addr", "listen_port", "worker_threads", "address", "cache_bytes_max"];
+const RESTART_NEEDED: &[&str] = &[
+    "listen_addr",
+    "listen_port",
+    "so_reuseport",
+    "peer_id",
+    "peer_address",
+    "worker_threads",
+    "address",
+    "cache_bytes_max",
+];
 
 /// Every key of the config with its value, without its section: a test says that no two sections
 /// have the same key.

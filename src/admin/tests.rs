@@ -29,6 +29,7 @@ impl Default for Played {
             primary: Address { host: host.into(), port: 5432 },
             replicas: vec![Address { host: format!("{host}-replica"), port: 5433 }],
             database: "hospital".into(),
+            tls: Default::default(),
         };
         let shards = vec![shard(0, "a", "europe"), shard(1, "b", "asia")];
         let settings = FleetSettings::new(&config::Health::default(), None);
@@ -96,6 +97,7 @@ impl Source for Played {
             client: Some(4),
             remote_pid: 1234,
             prepared_statements: 2,
+            tls: String::new(),
             transactions: 5_000_000_000,
         }]
     }
@@ -106,7 +108,8 @@ impl Source for Played {
             user: "app".into(),
             database: "hospital".into(),
             state: "active",
-            ip: IpAddr::from([127, 0, 0, 1]),
+            ip: Some(IpAddr::from([127, 0, 0, 1])),
+            tls: String::new(),
             port: 50_000,
             connect_time: UNIX_EPOCH,
             request_time: UNIX_EPOCH,
@@ -136,7 +139,8 @@ impl Source for Played {
     }
 
     fn config(&self) -> Arc<Config> {
-        Arc::default()
+        let peer = crate::config::Peer { id: 2, host: "ward2".into(), port: 6432 };
+        Arc::new(Config { peer: vec![peer], ..Config::default() })
     }
 
     fn metrics(&self) -> Arc<Metrics> {

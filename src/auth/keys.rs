@@ -12,7 +12,7 @@ use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
 use super::Error;
-use super::scram::Verifier;
+use super::scram::{BINDING_HEADER, Binding, Verifier};
 
 /// Bytes of a SHA-256 digest.
 pub(super) const DIGEST_BYTES: usize = 32;
@@ -109,15 +109,23 @@ impl Eq for PassKeys {}
 /// pgward's side of a login with [`PassKeys`], between client-first and server-final.
 pub(super) struct Passing {
     keys: std::sync::Arc<PassKeys>,
+    /// What the proof is bound to.
+    bound_to: Vec<u8>,
     first_bare: String,
 }
 
 impl Passing {
     /// Gives client-first and what waits for server-first.
-    pub fn start(keys: std::sync::Arc<PassKeys>) -> (Vec<u8>, Self) {
+    pub fn start(keys: std::sync::Arc<PassKeys>, binding: Binding) -> (Vec<u8>, Self) {
+        let (header, hash) = match binding {
+            Binding::None => ("n,,", Vec::new()),
+            Binding::NotOffered => ("y,,", Vec::new()),
+            Binding::EndPoint(hash) => (BINDING_HEADER, hash),
+        };
         let nonce = STANDARD.encode(rand::random::<[u8; NONCE_BYTES]>());
         let first_bare = format!("n=,r={nonce}");
-        (format!("n,,{first_bare}").into_bytes(), Self { keys, first_bare })
+        let bound_to = [header.as_bytes(), &hash].concat();
+        (format!("{header}{first_bare}").into_bytes(), Self { keys, bound_to, first_bare })
     }
 
     /// Takes server-first, read and checked: gives client-final and the server-final that a server
@@ -136,7 +144,7 @@ impl Passing {
         if salt != self.keys.salt || iterations != self.keys.iterations {
             return Err(Error::OtherVerifier);
         }
-        let without_proof = format!("c=biws,r={nonce}");
+        let without_proof = format!("c={},r={nonce}", STANDARD.encode(&self.bound_to));
         let auth_message = format!("{},{message},{without_proof}", self.first_bare);
         let signature = hmac(&self.keys.keys.stored, auth_message.as_bytes());
         let proof = STANDARD.encode(xor(&self.keys.client.0, &signature));

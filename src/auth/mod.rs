@@ -35,6 +35,9 @@ pub enum Error {
     /// A message of the exchange is not what the exchange says.
     #[error("malformed SCRAM message: {0}")]
     Malformed(&'static str),
+    /// The proof is bound to another TLS connection, or should have been bound to one.
+    #[error("{0}")]
+    Channel(&'static str),
     /// The server could not prove that it knows the secret.
     #[error("the server does not know the secret")]
     Impostor,

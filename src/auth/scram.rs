@@ -18,6 +18,12 @@ use super::{Error, Secret};
 
 /// Name of the mechanism.
 pub const MECHANISM: &str = "SCRAM-SHA-256";
+/// Name of the mechanism that binds the proof to the TLS connection it is given on.
+pub const MECHANISM_PLUS: &str = "SCRAM-SHA-256-PLUS";
+/// A proof for another connection; Postgres's words.
+const CHECK_FAILED: &str = "SCRAM channel binding check failed";
+/// What it binds to: the certificate of the server's side (RFC 5929).
+pub(super) const BINDING_HEADER: &str = "p=tls-server-end-point,,";
 /// Iterations that pgward computes for a server at most (as pgjdbc since CVE-2026-42198).
 pub const ITERATIONS_MAX: u32 = 100_000;
 /// Iterations of a stored verifier at most: whoever wrote it decides how long a login takes.
@@ -140,9 +146,45 @@ pub fn salt_for(name: &str, seed: &[u8]) -> Vec<u8> {
     salt
 }
 
+/// What a client may bind its proof to: pgward's own certificate.
+#[derive(Clone)]
+pub struct EndPoint {
+    machine: ScramServerAuth,
+    hash: Vec<u8>,
+}
+
+impl EndPoint {
+    /// Of the first certificate in `pem`, whose hash is `hash`; `None` where the library can't bind
+    /// to such a certificate.
+    pub fn new(pem: &[u8], hash: Vec<u8>) -> Option<Self> {
+        let mut machine = ScramServerAuth::new();
+        machine.configure_certificate(pem).ok()?;
+        Some(Self { machine, hash })
+    }
+}
+
+impl std::fmt::Debug for EndPoint {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("EndPoint(...)")
+    }
+}
+
+/// What a client was offered, and what it took.
+#[derive(Debug, Clone, Copy)]
+pub enum Channel<'a> {
+    /// Nothing to bind to.
+    Unbound,
+    /// It was offered [`MECHANISM_PLUS`] and took [`MECHANISM`].
+    Declined(&'a EndPoint),
+    /// It took [`MECHANISM_PLUS`].
+    Bound(&'a EndPoint),
+}
+
 /// pgward's side of a client's login, between server-first and client-final.
 pub struct ServerExchange {
     machine: ScramServerAuthWaitingForClientFinal,
+    /// What the client's final message must be bound to.
+    bound_to: Option<Vec<u8>>,
     verifier: Verifier,
     /// client-first without its header, and server-first: what the proof will be over.
     said: String,
@@ -160,20 +202,37 @@ pub struct Proven {
 impl ServerExchange {
     /// Takes client-first; gives server-first and what waits for client-final.
     pub fn start(client_first: &[u8], verifier: &Verifier) -> Result<(String, Self), Error> {
-        check_client_first(client_first)?;
+        Self::start_on(Channel::Unbound, client_first, verifier)
+    }
+
+    /// As [`Self::start`], over TLS.
+    pub fn start_on(
+        channel: Channel<'_>,
+        client_first: &[u8],
+        verifier: &Verifier,
+    ) -> Result<(String, Self), Error> {
+        check_client_first(client_first, channel)?;
+        let (machine, bound_to) = match channel {
+            Channel::Unbound => (ScramServerAuth::new(), None),
+            Channel::Declined(end) => (end.machine.clone(), None),
+            Channel::Bound(end) => {
+                let bound_to = [BINDING_HEADER.as_bytes(), &end.hash].concat();
+                (end.machine.clone(), Some(bound_to))
+            }
+        };
         let secret = ScramSecret::Verifier {
             salt: verifier.salt.clone(),
             iterations: verifier.iterations as usize,
             stored_key: verifier.keys.stored.to_vec(),
             server_key: verifier.keys.server.to_vec(),
         };
-        let (server_first, machine) = ScramServerAuth::new()
+        let (server_first, machine) = machine
             .on_client_first_message_with_secret(client_first, secret)
             .map_err(|_| Error::Malformed("client-first"))?;
         let first = std::str::from_utf8(client_first).unwrap_or_default();
         let bare = first.splitn(3, ',').nth(2).unwrap_or_default();
         let said = format!("{bare},{server_first}");
-        Ok((server_first, Self { machine, verifier: verifier.clone(), said }))
+        Ok((server_first, Self { machine, bound_to, verifier: verifier.clone(), said }))
     }
 
     /// Takes client-final; gives server-final if the proof is right, for the present secret or
@@ -182,7 +241,10 @@ impl ServerExchange {
     /// The library checks all that is in the message, and compares in variable time hashes over
     /// its own fresh nonce, which the client can't steer: the time tells nothing of the stored key.
     pub fn finish(self, client_final: &[u8]) -> Result<Proven, Error> {
-        let (without_proof, proof) = check_client_final(client_final)?;
+        let ClientFinal { binding, without_proof, proof } = check_client_final(client_final)?;
+        if self.bound_to.is_some_and(|bound_to| bound_to != binding) {
+            return Err(Error::Channel(CHECK_FAILED));
+        }
         let auth_message = format!("{},{without_proof}", self.said).into_bytes();
         let Verifier { keys, previous, .. } = &self.verifier;
         // Both, whichever there are: one more hash can be told from none.
@@ -203,12 +265,19 @@ impl ServerExchange {
     }
 }
 
-/// `n,,n=<name>,r=<nonce>`, or `y` for `n`. The name is not used: the StartupMessage has it.
-fn check_client_first(message: &[u8]) -> Result<(), Error> {
+/// `n,,n=<name>,r=<nonce>`, or `y` or `p=...` for `n`. The name is not used: the StartupMessage has
+/// it.
+fn check_client_first(message: &[u8], channel: Channel<'_>) -> Result<(), Error> {
     let fields = fields::<4>(message, "client-first")?;
     let [flag, authzid, name, nonce] = fields;
-    match flag {
-        "n" | "y" => {}
+    match (flag, channel) {
+        ("n", Channel::Unbound | Channel::Declined(_)) | ("y", Channel::Unbound) => {}
+        // It could, and thinks that we can't: somebody between us took our offer away.
+        ("y", Channel::Declined(_)) => {
+            return Err(Error::Channel("SCRAM channel binding negotiation error"));
+        }
+        ("p=tls-server-end-point", Channel::Bound(_)) => {}
+        ("n" | "y", Channel::Bound(_)) => return Err(Error::Malformed("no channel binding")),
         _ if flag.starts_with("p=") => return Err(Error::Malformed("channel binding")),
         _ => return Err(Error::Malformed("channel binding flag")),
     }
@@ -221,16 +290,27 @@ fn check_client_first(message: &[u8]) -> Result<(), Error> {
     check_nonce(nonce)
 }
 
-/// `c=<base64>,r=<nonce>,p=<proof>`: what is before the proof, and the proof.
-fn check_client_final(message: &[u8]) -> Result<(String, Digest32), Error> {
-    let [binding, nonce, proof] = fields::<3>(message, "client-final")?;
-    if binding.strip_prefix("c=").and_then(decode_base64).is_none() {
+/// A client's last message, read.
+struct ClientFinal {
+    /// What its proof is bound to.
+    binding: Vec<u8>,
+    /// All that is before the proof.
+    without_proof: String,
+    proof: Digest32,
+}
+
+/// `c=<base64>,r=<nonce>,p=<proof>`.
+fn check_client_final(message: &[u8]) -> Result<ClientFinal, Error> {
+    let [bound, nonce, proof] = fields::<3>(message, "client-final")?;
+    let Some(binding) = bound.strip_prefix("c=").and_then(decode_base64) else {
         return Err(Error::Malformed("channel binding"));
-    }
+    };
     check_nonce(nonce)?;
     let proof = proof.strip_prefix("p=").filter(|proof| proof.len() == DIGEST_CHARS);
     match proof.and_then(decode_base64).map(Digest32::try_from) {
-        Some(Ok(proof)) => Ok((format!("{binding},{nonce}"), proof)),
+        Some(Ok(proof)) => {
+            Ok(ClientFinal { binding, without_proof: format!("{bound},{nonce}"), proof })
+        }
         _ => Err(Error::Malformed("proof")),
     }
 }
@@ -260,6 +340,17 @@ fn check_nonce(field: &str) -> Result<(), Error> {
     }
 }
 
+/// What pgward's own login to a server is bound to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Binding {
+    /// Nothing: the connection has no TLS, or a certificate that can't be bound to.
+    None,
+    /// Nothing, since the server doesn't offer it. A server that does will notice, and refuse.
+    NotOffered,
+    /// The server's certificate, by its hash (RFC 5929).
+    EndPoint(Vec<u8>),
+}
+
 /// pgward's own login to a server, between client-first and server-first.
 pub struct ClientExchange {
     machine: Machine,
@@ -276,17 +367,31 @@ enum Machine {
 impl ClientExchange {
     /// Gives client-first and what waits for server-first.
     pub fn start(secret: &Secret) -> (Vec<u8>, Self) {
-        let machine = ScramSha256::new(secret.expose().as_bytes(), ChannelBinding::unsupported());
-        let client_first = machine.message().to_vec();
-        let nonce_chars = client_first.len() - b"n,,n=,r=".len();
-        (client_first, Self { machine: Machine::Secret(Box::new(machine)), nonce_chars })
+        Self::start_bound(secret, Binding::None)
     }
 
-    /// As [`Self::start`], for a server that keeps the verifier that `keys` are of.
-    pub fn start_with_keys(keys: Arc<PassKeys>) -> (Vec<u8>, Self) {
-        let (client_first, passing) = Passing::start(keys);
-        let nonce_chars = client_first.len() - b"n,,n=,r=".len();
-        (client_first, Self { machine: Machine::Keys(passing), nonce_chars })
+    /// As [`Self::start`], over TLS.
+    pub fn start_bound(secret: &Secret, binding: Binding) -> (Vec<u8>, Self) {
+        let binding = match binding {
+            Binding::None => ChannelBinding::unsupported(),
+            Binding::NotOffered => ChannelBinding::unrequested(),
+            Binding::EndPoint(hash) => ChannelBinding::tls_server_end_point(hash),
+        };
+        let machine = ScramSha256::new(secret.expose().as_bytes(), binding);
+        let client_first = machine.message().to_vec();
+        Self::started(client_first, Machine::Secret(Box::new(machine)))
+    }
+
+    /// As [`Self::start_bound`], for a server that keeps the verifier that `keys` are of.
+    pub fn start_with_keys(keys: Arc<PassKeys>, binding: Binding) -> (Vec<u8>, Self) {
+        let (client_first, passing) = Passing::start(keys, binding);
+        Self::started(client_first, Machine::Keys(passing))
+    }
+
+    fn started(client_first: Vec<u8>, machine: Machine) -> (Vec<u8>, Self) {
+        let nonce = client_first.rsplit(|byte| *byte == b',').next().unwrap_or_default();
+        let nonce_chars = nonce.len() - b"r=".len();
+        (client_first, Self { machine, nonce_chars })
     }
 
     /// Takes server-first; gives client-final and what waits for server-final. Computes up to
@@ -391,7 +496,8 @@ mod tests {
         let proven = server.finish(&client_final)?;
         client.on_server_final(proven.server_final.as_bytes())?;
         // What the client has shown lets pgward in where the same verifier is kept, and only there.
-        let (client_first, client) = ClientExchange::start_with_keys(proven.keys.clone());
+        let (client_first, client) =
+            ClientExchange::start_with_keys(proven.keys.clone(), Binding::None);
         let (server_first, server) = ServerExchange::start(&client_first, verifier)?;
         let (client_final, client) = client.on_server_first(server_first.as_bytes())?;
         let passed = server.finish(&client_final)?;
@@ -432,6 +538,68 @@ mod tests {
         assert_eq!(log_in("pencil", &verifier), Err(Error::Denied));
     }
 
+    /// A certificate in PEM, and the end point that it makes.
+    fn end_point() -> (Vec<u8>, EndPoint) {
+        let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+        let hash = ring::digest::digest(&ring::digest::SHA256, made.cert.der()).as_ref().to_vec();
+        (hash.clone(), EndPoint::new(made.cert.pem().as_bytes(), hash).unwrap())
+    }
+
+    #[test]
+    fn a_proof_is_bound_to_the_connection_that_it_is_given_on() {
+        let verifier = Verifier::derive(&Secret::new("pencil"), b"salt", 64);
+        let (hash, end) = end_point();
+        let (other_hash, other) = end_point();
+        let finish = |started: (Vec<u8>, ClientExchange), channel: Channel<'_>| {
+            let (client_first, client) = started;
+            let (server_first, server) =
+                ServerExchange::start_on(channel, &client_first, &verifier)?;
+            let (client_final, client) = client.on_server_first(server_first.as_bytes())?;
+            client.on_server_final(server.finish(&client_final)?.server_final.as_bytes())
+        };
+        let log_in = |binding: Binding, channel: Channel<'_>, secret: &str| {
+            finish(ClientExchange::start_bound(&Secret::new(secret), binding), channel)
+        };
+        let keys = verifier.check(&Secret::new("pencil")).unwrap();
+        let pass = |binding: Binding, channel: Channel<'_>| {
+            finish(ClientExchange::start_with_keys(keys.clone(), binding), channel)
+        };
+        let bound = || Binding::EndPoint(hash.clone());
+        let cases: [(Binding, Channel<'_>, Result<(), Error>); 11] = [
+            (bound(), Channel::Bound(&end), Ok(())),
+            (Binding::None, Channel::Declined(&end), Ok(())),
+            (Binding::None, Channel::Unbound, Ok(())),
+            (Binding::NotOffered, Channel::Unbound, Ok(())),
+            // Our offer was taken away on its way to the client.
+            (
+                Binding::NotOffered,
+                Channel::Declined(&end),
+                Err(Error::Channel("SCRAM channel binding negotiation error")),
+            ),
+            // The client speaks to somebody else, who passes its words on.
+            (bound(), Channel::Bound(&other), Err(Error::Channel(CHECK_FAILED))),
+            (
+                Binding::EndPoint(other_hash),
+                Channel::Bound(&end),
+                Err(Error::Channel(CHECK_FAILED)),
+            ),
+            (
+                Binding::EndPoint(Vec::new()),
+                Channel::Bound(&end),
+                Err(Error::Channel(CHECK_FAILED)),
+            ),
+            // What it says and what it chose differ.
+            (Binding::None, Channel::Bound(&end), Err(Error::Malformed("no channel binding"))),
+            (bound(), Channel::Declined(&end), Err(Error::Malformed("channel binding"))),
+            (bound(), Channel::Unbound, Err(Error::Malformed("channel binding"))),
+        ];
+        for (number, (binding, channel, want)) in cases.into_iter().enumerate() {
+            assert_eq!(log_in(binding.clone(), channel, "pencil"), want, "case {number}");
+            assert_eq!(pass(binding, channel), want, "case {number}, with keys");
+        }
+        assert_eq!(log_in(bound(), Channel::Bound(&end), "other"), Err(Error::Denied));
+    }
+
     #[test]
     fn either_of_two_secrets_is_right() {
         let of = |secret: &str| Verifier::derive(&Secret::new(secret), b"0123456789abcdef", 64);
@@ -457,13 +625,14 @@ mod tests {
         for (salt, iterations) in [(&b"pepper"[..], 64), (b"salt", 65)] {
             let theirs = Verifier::derive(&secret, salt, iterations);
             assert!(!keys.is_of(&theirs));
-            let (client_first, client) = ClientExchange::start_with_keys(keys.clone());
+            let (client_first, client) =
+                ClientExchange::start_with_keys(keys.clone(), Binding::None);
             let (server_first, _) = ServerExchange::start(&client_first, &theirs).unwrap();
             let got = client.on_server_first(server_first.as_bytes()).err();
             assert_eq!(got, Some(Error::OtherVerifier));
         }
         let changed = Verifier::derive(&Secret::new("eraser"), b"salt", 64);
-        let (client_first, client) = ClientExchange::start_with_keys(keys.clone());
+        let (client_first, client) = ClientExchange::start_with_keys(keys.clone(), Binding::None);
         let (server_first, server) = ServerExchange::start(&client_first, &changed).unwrap();
         let (client_final, client) = client.on_server_first(server_first.as_bytes()).unwrap();
         assert_eq!(server.finish(&client_final).err(), Some(Error::Denied));
@@ -568,7 +737,7 @@ mod tests {
             let keys = keys.check(&Secret::new("pencil")).unwrap();
             for start in [
                 ClientExchange::start(&Secret::new("pencil")),
-                ClientExchange::start_with_keys(keys),
+                ClientExchange::start_with_keys(keys, Binding::None),
             ] {
                 let (client_first, client) = start;
                 let nonce = std::str::from_utf8(&client_first[8..]).unwrap();
@@ -643,7 +812,7 @@ mod tests {
 
             let keys = Verifier::derive(&Secret::new("x"), b"salt", 1);
             let keys = keys.check(&Secret::new("x")).unwrap();
-            let (client_first, client) = ClientExchange::start_with_keys(keys);
+            let (client_first, client) = ClientExchange::start_with_keys(keys, Binding::None);
             let mut message = b"r=".to_vec();
             message.extend(&client_first[8..]);
             message.extend(tail.as_bytes());

@@ -15,6 +15,7 @@
 //! hospital = "f47ac10b-58cc-4372-a567-0e02b2c3d479"    # or hospitals = [...]; default: any
 //! shard_access = false
 //! cross_hospital = "none"             # or "read", "write"
+//! query_timeout = 30                  # and others of `UserLimits`, in place of the configuration's
 //! ```
 //!
 //! A user without `server_user` is itself on the servers, with its own secret. Where that is only a
@@ -36,7 +37,7 @@ use super::methods::Methods;
 use super::scram::{Verifier, salt_for};
 use super::secrets::{Secrets, ServerSecret, Stored};
 use super::{Error, Secret};
-use crate::config::{Auth, AuthType};
+use crate::config::{Auth, AuthType, PoolMode};
 use crate::document::{self, LoadError, Problems};
 use crate::route::Rights;
 use reader::Reader;
@@ -55,11 +56,33 @@ pub struct User {
     pub rights: Rights,
     /// Whom pgward logs in as on the servers.
     pub server: Arc<ServerCredentials>,
+    /// What holds for it in place of the configuration.
+    pub limits: UserLimits,
     /// Stands in the users file. Others are known by `auth_query` alone: the shards vouch for them,
     /// and shards have no say in who may use the console.
     pub is_listed: bool,
     valid_until: Option<SystemTime>,
     secrets: Arc<Secrets>,
+}
+
+/// What the users file says of a user in place of the configuration, under the same names; `None`:
+/// what that says. Times are in seconds; 0 means none.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct UserLimits {
+    /// `pool_mode`.
+    pub pool_mode: Option<PoolMode>,
+    /// `max_user_client_connections`.
+    pub max_user_client_connections: Option<usize>,
+    /// `query_timeout`.
+    pub query_timeout: Option<f64>,
+    /// `query_wait_timeout`.
+    pub query_wait_timeout: Option<f64>,
+    /// `transaction_timeout`.
+    pub transaction_timeout: Option<f64>,
+    /// `idle_transaction_timeout`.
+    pub idle_transaction_timeout: Option<f64>,
+    /// `client_idle_timeout`.
+    pub client_idle_timeout: Option<f64>,
 }
 
 /// A login on the servers, shared by many users.
@@ -84,6 +107,7 @@ impl User {
             name: name.to_owned(),
             rights: Rights::default(),
             server,
+            limits: UserLimits::default(),
             is_listed: false,
             valid_until: None,
             secrets: Arc::new(secrets),
@@ -111,6 +135,7 @@ impl User {
             name: self.name.clone(),
             rights: self.rights.clone(),
             server,
+            limits: self.limits.clone(),
             is_listed: self.is_listed,
             valid_until: self.valid_until,
             secrets: self.secrets.clone(),

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use crate::auth::{Methods, Users};
 use crate::config::Config;
 use crate::document::LoadError;
+use crate::net::tls::{self, Acceptor, ServerTls};
 use crate::route::Hospitals;
 use crate::shard_map::{ShardMap, source};
 
@@ -76,6 +77,11 @@ impl Findings {
         if let Err(error) = Methods::load(&config.auth) {
             self.add(error);
         }
+        let shards = self.map.as_ref().map(|(_, map)| map.shards()).unwrap_or_default();
+        let loaded =
+            [Acceptor::load(&config.tls).err(), ServerTls::load(&config.tls, shards).err()];
+        let findings = loaded.into_iter().flatten();
+        self.problems.extend(findings.map(|error| tls_finding(&error, &config.shard_map)));
         self.check_together(config);
     }
 
@@ -189,6 +195,16 @@ impl Findings {
             "problems": problems.collect::<Value>(),
         })
     }
+}
+
+fn tls_finding(error: &tls::Error, map: &Path) -> Finding {
+    let file = error.path().unwrap_or(map).display().to_string();
+    let message = match error {
+        tls::Error::File { why, .. } => why.clone(),
+        tls::Error::Unfit { source, .. } => source.to_string(),
+        tls::Error::NoAuthority(_) => error.to_string(),
+    };
+    Finding { file, place: None, message }
 }
 
 fn hosts(map: &ShardMap) -> usize {

@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::document::{self, LoadError, Problems};
 use crate::route::GuardMode;
+use crate::shard_map::SslMode;
 
 pub use validate::WORKER_THREADS_MAX;
 
@@ -27,8 +28,14 @@ pub struct Config {
     pub shard_map: PathBuf,
     /// The users file, relative to this one.
     pub users: PathBuf,
+    /// Other pgwards behind the same address, which cancels are passed on to: `[[peer]]` with `id`
+    /// (its `peer_id`), `host` and `port` (6432). Of all, this one included, each may have the same
+    /// list.
+    pub peer: Vec<Peer>,
     /// Where clients connect.
     pub listen: Listen,
+    /// TLS with clients and with servers. Files are PEM, relative to this one; a reload reads them anew.
+    pub tls: Tls,
     /// How clients log in.
     pub auth: Auth,
     /// Server connections.
@@ -51,12 +58,34 @@ pub struct Config {
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Listen {
-    /// IP address to listen on. Beyond loopback, `insecure = true` is needed while TLS is off.
+    /// IP address to listen on. Beyond loopback, clients must use TLS (`client_tls_sslmode`) and prove
+    /// who they are, or `insecure = true` is needed.
     pub listen_addr: std::net::IpAddr,
     /// TCP port; 0 takes a free one (tests).
     pub listen_port: u16,
-    /// Clients that may be connected at once; one more gets 53300.
+    /// Let several pgwards listen on this address and port (SO_REUSEPORT); each needs a `peer_id`
+    /// and a `peer_address` of its own, and the others as `[[peer]]`.
+    pub so_reuseport: bool,
+    /// Address and port that only this pgward listens on, for cancels that its peers pass on; it
+    /// takes nothing else there. Unset: they come to `listen_addr`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub peer_address: Option<SocketAddr>,
+    /// Number of this pgward among its peers, 1 to 1023; 0: it has none. Cancel keys carry it.
+    pub peer_id: u16,
+    /// Directory of a Unix socket, `.s.PGSQL.<listen_port>`, relative to this file; empty: none.
+    pub unix_socket_dir: PathBuf,
+    /// Who may use the socket: its mode, in octal.
+    pub unix_socket_mode: String,
+    /// Clients that may be connected at once; one more gets 53300. Each counts until its socket is
+    /// closed. Cancel requests are not counted.
     pub max_client_conn: usize,
+    /// Consoles that may be open, by those who may use it, although `max_client_conn` is reached.
+    pub admin_reserved_connections: usize,
+    /// Clients of the database that may be connected at once; 0: as many as there are.
+    pub max_db_client_connections: usize,
+    /// Clients of one user that may be connected at once, unless the users file has a number of its
+    /// own; 0: as many as there are.
+    pub max_user_client_connections: usize,
     /// Seconds from connecting to ReadyForQuery; then the connection is dropped.
     pub client_login_timeout: f64,
     /// Connections of one address that may be logging in at once.
@@ -67,6 +96,66 @@ pub struct Listen {
     pub insecure: bool,
     /// Largest message of a client, in bytes.
     pub max_packet_size: usize,
+}
+
+/// `[[peer]]`
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Peer {
+    /// Its `peer_id`.
+    pub id: u16,
+    /// Name or address at which it, and no other, can be reached.
+    pub host: String,
+    /// Its port.
+    #[serde(default = "default_port")]
+    pub port: u16,
+}
+
+/// `[tls]`
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Tls {
+    /// TLS of clients. "disable": never; "allow" and "prefer": where the client wants it; "require":
+    /// always, but for Unix sockets; "verify-ca" and "verify-full": and with a certificate of an
+    /// authority in `client_tls_ca_file`.
+    pub client_tls_sslmode: SslMode,
+    /// pgward's own private key, without passphrase.
+    pub client_tls_key_file: PathBuf,
+    /// pgward's own certificate, then those between it and its authority.
+    pub client_tls_cert_file: PathBuf,
+    /// Authorities of clients' certificates. With it, a client that shows a certificate must show a
+    /// good one, whatever the mode. Empty: certificates are not asked for.
+    pub client_tls_ca_file: PathBuf,
+    /// Versions of TLS for clients.
+    pub client_tls_protocols: TlsProtocols,
+    /// TLS to servers; a shard map may say otherwise for its shards, with `tls = { sslmode = ... }`.
+    /// "disable": never; "allow": where the server insists; "prefer": where it can; "require":
+    /// always, and as "verify-ca" where `server_tls_ca_file` is set; "verify-ca": always, with a
+    /// certificate of an authority in that file; "verify-full": and one that names the host as the
+    /// shard map does. Unix sockets have none.
+    pub server_tls_sslmode: SslMode,
+    /// Authorities of servers' certificates.
+    pub server_tls_ca_file: PathBuf,
+    /// Private key of the certificate that pgward shows to servers; empty: it shows none.
+    pub server_tls_key_file: PathBuf,
+    /// The certificate that pgward shows to servers.
+    pub server_tls_cert_file: PathBuf,
+    /// Versions of TLS to servers.
+    pub server_tls_protocols: TlsProtocols,
+}
+
+/// Versions of TLS that may be spoken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+pub enum TlsProtocols {
+    /// 1.2 and 1.3.
+    #[serde(rename = "secure", alias = "tlsv1.2,tlsv1.3")]
+    Secure,
+    /// 1.2 only.
+    #[serde(rename = "tlsv1.2")]
+    V12,
+    /// 1.3 only.
+    #[serde(rename = "tlsv1.3")]
+    V13,
 }
 
 /// `[auth]`
@@ -132,7 +221,8 @@ pub enum AuthType {
 #[serde(deny_unknown_fields, default)]
 pub struct Pool {
     /// When a server goes back to its pool: `session` keeps it until the client leaves (a hospital or the
-    /// map must say which shard), `transaction` for a transaction.
+    /// map must say which shard), `transaction` for a transaction, `statement` for a statement. The
+    /// users file may say otherwise.
     pub pool_mode: PoolMode,
     /// Server connections to the primary of a shard, per server user.
     pub default_pool_size: usize,
@@ -140,12 +230,38 @@ pub struct Pool {
     pub replica_pool_size: usize,
     /// Idle connections that are kept open.
     pub min_pool_size: usize,
+    /// Server connections beyond the pool's size for clients that have waited for
+    /// `reserve_pool_timeout`.
+    pub reserve_pool_size: usize,
+    /// Seconds that a client waits before the reserve is used; 0: it never is.
+    pub reserve_pool_timeout: f64,
+    /// Server connections to one database of one host, of all server users; 0: as many as the pools
+    /// may have. At the limit idle connections of other pools are closed first.
+    pub max_db_connections: usize,
+    /// Server connections of one server user, on all hosts; 0: as many as the pools may have.
+    pub max_user_connections: usize,
     /// Seconds a client may wait for a server; then 57014, and the connection stays. 0: for ever.
     pub query_wait_timeout: f64,
+    /// Seconds after which a client that waits for a server is told so by a notice; 0: it is not.
+    pub query_wait_notify: f64,
+    /// Seconds that a request may run; then it is cancelled on its server (57014), and the
+    /// connection stays. 0: for ever.
+    pub query_timeout: f64,
+    /// Seconds that a transaction may hold a server; then the client is disconnected (25P04), and
+    /// the transaction is rolled back. 0: for ever.
+    pub transaction_timeout: f64,
+    /// Seconds that a client may be idle in a transaction; then it is disconnected (25P03), and the
+    /// transaction is rolled back. 0: for ever.
+    pub idle_transaction_timeout: f64,
+    /// Seconds that a client may be idle outside a transaction; then it is disconnected (57P05). 0:
+    /// for ever.
+    pub client_idle_timeout: f64,
     /// Seconds after which a server connection is closed when it comes back (spread by up to 10 %).
     pub server_lifetime: f64,
-    /// Seconds after which an idle server connection is closed.
+    /// Seconds after which an idle server connection is closed; 0: never.
     pub server_idle_timeout: f64,
+    /// Seconds after which a pool without connections and clients is forgotten; 0: never.
+    pub pool_idle_timeout: f64,
     /// Seconds that a connect and login to a server may take.
     pub server_connect_timeout: f64,
     /// Seconds for which a failed connect is remembered and answered at once.
@@ -161,7 +277,8 @@ pub struct Pool {
     pub max_client_statements: usize,
     /// Clients that may wait for one pool; one more gets 53300.
     pub max_waiting: usize,
-    /// Seconds that the cancel of what runs for a vanished client may take to reach its server.
+    /// Seconds that a cancel may take to reach its server, and the server to obey one of pgward's
+    /// own (`query_timeout`) before it is given up.
     pub cancel_wait_timeout: f64,
 }
 
@@ -302,7 +419,9 @@ impl Default for Config {
         Self {
             shard_map: "shard-map.toml".into(),
             users: "users.toml".into(),
+            peer: Vec::new(),
             listen: Listen::default(),
+            tls: Tls::default(),
             auth: Auth::default(),
             pool: Pool::default(),
             routing: Routing::default(),
@@ -319,13 +438,42 @@ impl Default for Listen {
     fn default() -> Self {
         Self {
             listen_addr: std::net::Ipv4Addr::LOCALHOST.into(),
-            listen_port: 6432,
+            listen_port: default_port(),
+            so_reuseport: false,
+            peer_address: None,
+            peer_id: 0,
+            unix_socket_dir: PathBuf::new(),
+            unix_socket_mode: "0777".into(),
             max_client_conn: 10_000,
+            admin_reserved_connections: 3,
+            max_db_client_connections: 0,
+            max_user_client_connections: 0,
             client_login_timeout: 60.0,
             max_logins_per_address: 1_000,
             worker_threads: 0,
             insecure: false,
             max_packet_size: 1 << 30,
+        }
+    }
+}
+
+fn default_port() -> u16 {
+    6432
+}
+
+impl Default for Tls {
+    fn default() -> Self {
+        Self {
+            client_tls_sslmode: SslMode::Disable,
+            client_tls_key_file: PathBuf::new(),
+            client_tls_cert_file: PathBuf::new(),
+            client_tls_ca_file: PathBuf::new(),
+            client_tls_protocols: TlsProtocols::Secure,
+            server_tls_sslmode: SslMode::Prefer,
+            server_tls_ca_file: PathBuf::new(),
+            server_tls_key_file: PathBuf::new(),
+            server_tls_cert_file: PathBuf::new(),
+            server_tls_protocols: TlsProtocols::Secure,
         }
     }
 }
@@ -359,9 +507,19 @@ impl Default for Pool {
             default_pool_size: 20,
             replica_pool_size: 0,
             min_pool_size: 0,
+            reserve_pool_size: 0,
+            reserve_pool_timeout: 5.0,
+            max_db_connections: 0,
+            max_user_connections: 0,
             query_wait_timeout: 120.0,
+            query_wait_notify: 5.0,
+            query_timeout: 0.0,
+            transaction_timeout: 0.0,
+            idle_transaction_timeout: 0.0,
+            client_idle_timeout: 0.0,
             server_lifetime: 3600.0,
             server_idle_timeout: 600.0,
+            pool_idle_timeout: 0.0,
             server_connect_timeout: 15.0,
             server_login_retry: 1.0,
             max_hospital_share: 0.5,
@@ -432,6 +590,7 @@ impl Config {
     }
 
     fn resolve(&mut self, folder: &Path) {
+        let tls = &mut self.tls;
         let paths = [
             &mut self.shard_map,
             &mut self.users,
@@ -439,10 +598,26 @@ impl Config {
             &mut self.auth.auth_hba_file,
             &mut self.auth.auth_ident_file,
             &mut self.auth.auth_user_secret_file,
+            &mut self.listen.unix_socket_dir,
+            &mut tls.client_tls_key_file,
+            &mut tls.client_tls_cert_file,
+            &mut tls.client_tls_ca_file,
+            &mut tls.server_tls_ca_file,
+            &mut tls.server_tls_key_file,
+            &mut tls.server_tls_cert_file,
         ];
         for path in paths.into_iter().filter(|path| !path.as_os_str().is_empty()) {
             *path = folder.join(&*path); // an absolute path stays as it is
         }
+    }
+}
+
+impl Listen {
+    /// `unix_socket_mode` as a number; `None` where it is none.
+    pub fn socket_mode(&self) -> Option<u32> {
+        let digits = &self.unix_socket_mode;
+        let is_octal = digits.bytes().all(|digit| (b'0'..=b'7').contains(&digit));
+        u32::from_str_radix(digits, 8).ok().filter(|mode| is_octal && *mode <= 0o777)
     }
 }
 

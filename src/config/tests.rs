@@ -53,8 +53,10 @@ fn the_reference_is_the_defaults_with_their_docs() {
     // Each key that serde knows is there, also the one that is unset.
     let mut all = Config::default();
     all.metrics.address = Some(([127, 0, 0, 1], 6430).into());
+    all.listen.peer_address = all.metrics.address;
     let all = toml::Table::try_from(&all).expect("TOML");
     let uncommented = reference.replace("# address = ", "address = ");
+    let uncommented = uncommented.replace("# peer_address = ", "peer_address = ");
     let found: toml::Table = uncommented.parse().expect("TOML");
     assert_eq!(keys(&found), keys(&all));
 }

@@ -6,14 +6,18 @@
 use std::io;
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
+use std::path::Path;
 
 use serde::Deserialize;
 use toml::de::{DeTable, DeValue, Deserializer};
 
 use crate::document::{self, Problems, Report, Spanned};
 use crate::route::GuardMode;
+use crate::shard_map::SslMode;
 
-use super::{Auth, AuthType, Config, Consistency, Health, Listen, Pool, PoolMode, Routing};
+use super::{
+    Auth, AuthType, Config, Consistency, Health, Listen, Pool, Routing, Tls, TlsProtocols,
+};
 
 /// Most threads that `worker_threads` may ask for.
 pub const WORKER_THREADS_MAX: usize = 1024;
@@ -21,6 +25,8 @@ pub const WORKER_THREADS_MAX: usize = 1024;
 const SECONDS_MAX: f64 = 1e9;
 /// Clients, servers, statements: more is a typing error.
 const COUNT_MAX: u64 = 10_000_000;
+/// Highest `peer_id`: what process ids have room for.
+const PEER_ID_MAX: u16 = 1023;
 const BYTES_MAX: u64 = 1 << 40;
 const INTERVAL_MS_MAX: u64 = 3_600_000;
 /// Postgres's own limit of a message is 1 GB; less than a page carries no statement.
@@ -112,7 +118,10 @@ impl Checks<'_> {
             self.wrong("", key, "names no file");
         }
         self.listen(&config.listen);
-        self.auth(&config.auth, &config.listen);
+        self.auth(&config.auth);
+        self.peers(config);
+        self.exposure(config);
+        self.tls(&config.tls);
         self.pool(&config.pool);
         self.routing(&config.routing, &config.health);
         self.guard(config);
@@ -123,6 +132,10 @@ impl Checks<'_> {
             self.wrong("log", "level", &format!("must be one of {}", LOG_LEVELS.join(", ")));
         }
         let (ip, port) = (config.listen.listen_addr, config.listen.listen_port);
+        let is_own = |a: std::net::SocketAddr| a.port() == port && same(a.ip(), ip);
+        if port != 0 && config.listen.peer_address.is_some_and(is_own) {
+            self.wrong("listen", "peer_address", "is where clients connect: take another port");
+        }
         if port != 0 && config.metrics.address.is_some_and(|a| a.port() == port && same(a.ip(), ip))
         {
             self.wrong("metrics", "address", "is where clients connect: take another port");
@@ -131,22 +144,33 @@ impl Checks<'_> {
 
     fn listen(&self, listen: &Listen) {
         let Listen {
-            listen_addr,
+            listen_addr: _,
             listen_port: _,
+            so_reuseport: _, // any two may share an address
+            peer_address: _, // takes cancels only, which need no secrecy
+            peer_id,
+            unix_socket_dir: _, // bound or not: only the system knows
+            unix_socket_mode,
             max_client_conn,
+            admin_reserved_connections,
+            max_db_client_connections,
+            max_user_client_connections,
             client_login_timeout,
             max_logins_per_address,
             worker_threads,
-            insecure,
+            insecure: _, // see `exposure`
             max_packet_size,
         } = listen;
-        if !listen_addr.is_loopback() && !insecure {
-            let message = "is beyond loopback, and there is no TLS yet: passwords and health \
-                           records would go in the clear. Where the network is trusted, say \
-                           `insecure = true`";
-            self.wrong("listen", "listen_addr", message);
+        if listen.socket_mode().is_none() {
+            let message = format!("must be octal, such as \"0770\", not \"{unix_socket_mode}\"");
+            self.wrong("listen", "unix_socket_mode", &message);
         }
+        let ids = 0..=u64::from(PEER_ID_MAX);
+        self.within("listen", "peer_id", u64::from(*peer_id), ids);
         self.count("listen", "max_client_conn", *max_client_conn, 1);
+        self.count("listen", "admin_reserved_connections", *admin_reserved_connections, 0);
+        self.count("listen", "max_db_client_connections", *max_db_client_connections, 0);
+        self.count("listen", "max_user_client_connections", *max_user_client_connections, 0);
         self.seconds("listen", "client_login_timeout", *client_login_timeout, Zero::Refused);
         self.count("listen", "max_logins_per_address", *max_logins_per_address, 1);
         let threads = 0..=WORKER_THREADS_MAX as u64;
@@ -154,7 +178,7 @@ impl Checks<'_> {
         self.within("listen", "max_packet_size", *max_packet_size as u64, PACKET_BYTES);
     }
 
-    fn auth(&self, auth: &Auth, listen: &Listen) {
+    fn auth(&self, auth: &Auth) {
         let Auth {
             auth_type,
             scram_iterations,
@@ -182,11 +206,6 @@ impl Checks<'_> {
             let message = "has no effect without `auth_hba_file`, whose rules name its maps";
             self.wrong("auth", "auth_ident_file", message);
         }
-        if *auth_type == AuthType::Trust && !listen.listen_addr.is_loopback() && !listen.insecure {
-            let message = "\"trust\" beyond loopback lets anybody in as anybody. Where the network \
-                           is trusted, say `insecure = true` in [listen]";
-            self.wrong("auth", "auth_type", message);
-        }
         let has_file = !auth_user_secret_file.as_os_str().is_empty();
         if !auth_user_secret_env.is_empty() && has_file {
             let message = "and `auth_user_secret_env` both name the secret: leave one empty";
@@ -206,15 +225,96 @@ impl Checks<'_> {
         self.seconds("auth", "auth_query_cache_time", *auth_query_cache_time, Zero::Fine);
     }
 
+    fn peers(&self, config: &Config) {
+        for (at, peer) in config.peer.iter().enumerate() {
+            if !(1..=PEER_ID_MAX).contains(&peer.id) {
+                self.wrong("", "peer", &format!("has an id that is not 1 to {PEER_ID_MAX}"));
+            }
+            if config.peer[..at].iter().any(|other| other.id == peer.id) {
+                self.wrong("", "peer", &format!("has id {} twice", peer.id));
+            }
+            if peer.host.is_empty() || peer.port == 0 {
+                self.wrong("", "peer", &format!("{} needs a host and a port", peer.id));
+            }
+        }
+        if config.listen.peer_id == 0 && !config.peer.is_empty() {
+            self.wrong("", "peer", "needs a `peer_id` in `[listen]`: cancel keys name it");
+        }
+    }
+
+    /// Beyond loopback, nothing goes in the clear and nobody comes in unproven by oversight.
+    fn exposure(&self, config: &Config) {
+        let Listen { listen_addr, insecure, .. } = &config.listen;
+        if listen_addr.is_loopback() || *insecure {
+            return;
+        }
+        if !config.tls.client_tls_sslmode.is_encrypted() {
+            let message = "is beyond loopback, and clients need no TLS: health records would go in \
+                           the clear. Say `client_tls_sslmode = \"require\"` in [tls] or, where the \
+                           network is trusted, `insecure = true`";
+            self.wrong("listen", "listen_addr", message);
+        }
+        if config.auth.auth_type == AuthType::Trust {
+            let message = "is beyond loopback, and `auth_type = \"trust\"` lets anybody in: where \
+                           the network is trusted, say `insecure = true`";
+            self.wrong("listen", "listen_addr", message);
+        }
+    }
+
+    /// Which keys need which; whether the files are good is seen where they are read.
+    fn tls(&self, tls: &Tls) {
+        let Tls {
+            client_tls_sslmode,
+            client_tls_key_file,
+            client_tls_cert_file,
+            client_tls_ca_file,
+            client_tls_protocols: TlsProtocols::Secure | TlsProtocols::V12 | TlsProtocols::V13,
+            server_tls_sslmode,
+            server_tls_ca_file,
+            server_tls_key_file,
+            server_tls_cert_file,
+            server_tls_protocols: TlsProtocols::Secure | TlsProtocols::V12 | TlsProtocols::V13,
+        } = tls;
+        let is_set = |path: &Path| !path.as_os_str().is_empty();
+        if *client_tls_sslmode != SslMode::Disable
+            && !(is_set(client_tls_key_file) && is_set(client_tls_cert_file))
+        {
+            let message = "needs `client_tls_key_file` and `client_tls_cert_file`";
+            self.wrong("tls", "client_tls_sslmode", message);
+        }
+        if client_tls_sslmode.is_verified() && !is_set(client_tls_ca_file) {
+            let message = "needs `client_tls_ca_file`: whose certificates are good?";
+            self.wrong("tls", "client_tls_sslmode", message);
+        }
+        if server_tls_sslmode.is_verified() && !is_set(server_tls_ca_file) {
+            let message = "needs `server_tls_ca_file`: whose certificates are good?";
+            self.wrong("tls", "server_tls_sslmode", message);
+        }
+        if is_set(server_tls_key_file) != is_set(server_tls_cert_file) {
+            let message = "and `server_tls_cert_file` belong together";
+            self.wrong("tls", "server_tls_key_file", message);
+        }
+    }
+
     fn pool(&self, pool: &Pool) {
         let Pool {
-            pool_mode,
+            pool_mode: _, // all three are there
             default_pool_size,
             replica_pool_size,
             min_pool_size,
+            reserve_pool_size,
+            reserve_pool_timeout,
+            max_db_connections,
+            max_user_connections,
             query_wait_timeout,
+            query_wait_notify,
+            query_timeout,
+            transaction_timeout,
+            idle_transaction_timeout,
+            client_idle_timeout,
             server_lifetime,
             server_idle_timeout,
+            pool_idle_timeout,
             server_connect_timeout,
             server_login_retry,
             max_hospital_share,
@@ -224,14 +324,25 @@ impl Checks<'_> {
             max_waiting,
             cancel_wait_timeout,
         } = pool;
-        if *pool_mode == PoolMode::Statement {
-            self.wrong("pool", "pool_mode", "can't be \"statement\" yet");
-        }
         self.count("pool", "default_pool_size", *default_pool_size, 1);
         self.count("pool", "replica_pool_size", *replica_pool_size, 0);
         self.count("pool", "min_pool_size", *min_pool_size, 0);
         if min_pool_size > default_pool_size {
             self.wrong("pool", "min_pool_size", "is more than `default_pool_size`");
+        }
+        self.count("pool", "reserve_pool_size", *reserve_pool_size, 0);
+        self.count("pool", "max_db_connections", *max_db_connections, 0);
+        self.count("pool", "max_user_connections", *max_user_connections, 0);
+        for (key, value) in [
+            ("reserve_pool_timeout", reserve_pool_timeout),
+            ("query_wait_notify", query_wait_notify),
+            ("query_timeout", query_timeout),
+            ("transaction_timeout", transaction_timeout),
+            ("idle_transaction_timeout", idle_transaction_timeout),
+            ("client_idle_timeout", client_idle_timeout),
+            ("pool_idle_timeout", pool_idle_timeout),
+        ] {
+            self.seconds("pool", key, *value, Zero::Fine);
         }
         self.seconds("pool", "query_wait_timeout", *query_wait_timeout, Zero::Fine);
         self.seconds("pool", "server_lifetime", *server_lifetime, Zero::Fine);

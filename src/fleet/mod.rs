@@ -15,6 +15,7 @@
 //! a fact of freshness outlives the primary. It ends when another primary, or another timeline, is
 //! accepted, when the replica's log goes back, and two intervals after its own last answer.
 
+mod control;
 pub mod health;
 pub mod monitor;
 
@@ -28,6 +29,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::config;
+use crate::net::tls::{Connector, ServerTls};
 use crate::shard_map::{Address, Shard, ShardId, ShardMap};
 use health::{Alarm, Answer, HostHealth, ShardHealth};
 
@@ -97,6 +99,7 @@ fn nanoseconds(duration: Duration) -> u64 {
 pub struct Fleet {
     clock: Clock,
     settings: Arc<FleetSettings>,
+    tls: ArcSwap<ServerTls>,
     table: ArcSwap<Table>,
     /// Serializes reloads. True once probing was started.
     is_started: Mutex<bool>,
@@ -128,6 +131,7 @@ impl Fleet {
         let fleet = Self {
             clock: Clock { began: Instant::now() },
             settings: Arc::new(settings),
+            tls: ArcSwap::from_pointee(ServerTls::plain()),
             table: ArcSwap::default(),
             is_started: Mutex::new(false),
         };
@@ -146,8 +150,15 @@ impl Fleet {
         }
     }
 
+    /// From the next [`apply`](Self::apply) on, hosts are spoken to like this; before it, in the
+    /// clear.
+    pub fn set_tls(&self, tls: Arc<ServerTls>) {
+        self.tls.store(tls);
+    }
+
     /// Follows a reloaded map. Shards that did not change keep their state and their connections;
-    /// of a shard that changed, hosts that stay keep what is known of them.
+    /// of a shard that changed, hosts that stay keep what is known of them. Hosts that are to be
+    /// spoken to in another way are connected to anew.
     pub fn apply(&self, map: &ShardMap) {
         self.apply_shards(map.shards());
     }
@@ -175,6 +186,7 @@ impl Fleet {
                     Arc::new(ShardState::new(shard, self.clock, &self.settings, old, bells))
                 }
             };
+            state.set_connector(self.tls.load().of(shard.id));
             after.shards.insert(shard.id, state);
         }
         after.introduce();
@@ -251,6 +263,7 @@ pub struct ShardState {
     region: String,
     database: String,
     addresses: Vec<Address>,
+    connector: ArcSwap<Connector>,
     clock: Clock,
     intervals: Intervals,
     /// Microseconds until when it counts << 8 | host + 1; 0 where there is none.
@@ -341,6 +354,7 @@ impl ShardState {
             region: shard.region.clone(),
             database: shard.database.clone(),
             addresses,
+            connector: ArcSwap::from_pointee(Connector::plain()),
             clock,
             intervals: Intervals {
                 idle,
@@ -376,6 +390,17 @@ impl ShardState {
     /// The database on its hosts.
     pub fn database(&self) -> &str {
         &self.database
+    }
+
+    /// How its hosts are spoken to.
+    pub fn connector(&self) -> Arc<Connector> {
+        self.connector.load_full()
+    }
+
+    fn set_connector(&self, connector: &Connector) {
+        if **self.connector.load() != *connector {
+            self.connector.store(Arc::new(connector.clone()));
+        }
     }
 
     /// Its hosts, by index.

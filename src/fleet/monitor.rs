@@ -18,12 +18,13 @@ use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 use tokio_postgres::error::SqlState;
-use tokio_postgres::tls::NoTlsStream;
 use tokio_postgres::types::PgLsn;
-use tokio_postgres::{Client, NoTls, Statement};
+use tokio_postgres::{Client, Statement};
 
+use super::control::Control as Socket;
 use super::health::{Answer, end_of_records};
 use super::{Clock, FleetSettings, ShardState};
+use crate::net::tls::Connector;
 use crate::shard_map::Address;
 
 /// Longest pause between connects to a host that doesn't answer.
@@ -78,34 +79,28 @@ impl From<tokio_postgres::Error> for Error {
 }
 
 /// A control connection's other half: it must be polled for the client to get answers.
-pub type Carrier = tokio_postgres::Connection<tokio_postgres::Socket, NoTlsStream>;
+pub type Carrier = tokio_postgres::Connection<Socket, Socket>;
 
 /// Opens a control connection: read-only, with a fixed search_path and a statement timeout. Used
 /// for probes and for reading catalogs, through [`carried`].
 pub async fn connect(
     address: &Address,
+    tls: &Connector,
     database: &str,
     settings: &FleetSettings,
     statement_timeout: Duration,
 ) -> Result<(Client, Carrier), Error> {
     let mut config = tokio_postgres::Config::new();
-    config
-        .host(&address.host)
-        .port(address.port)
-        .dbname(database)
-        .user(&settings.user)
-        .application_name("pgward")
-        .connect_timeout(settings.probe_timeout)
-        .options(format!(
-            "-c default_transaction_read_only=on -c search_path=pg_catalog -c jit=off \
+    config.dbname(database).user(&settings.user).application_name("pgward").options(format!(
+        "-c default_transaction_read_only=on -c search_path=pg_catalog -c jit=off \
              -c statement_timeout={}",
-            statement_timeout.as_millis()
-        ));
+        statement_timeout.as_millis()
+    ));
     if let Some(secret) = &settings.secret {
         config.password(secret);
     }
-    let connecting = timeout(settings.probe_timeout, config.connect(NoTls));
-    Ok(connecting.await.map_err(|_| Error::TimedOut)??)
+    let connecting = timeout(settings.probe_timeout, super::control::connect(address, tls, config));
+    connecting.await.map_err(|_| Error::TimedOut)?
 }
 
 /// Runs `work` over its connection, in one task: two would wake each other for every answer. Ends
@@ -181,15 +176,17 @@ impl Host {
         shortest.map_or(settings.health_interval, Duration::from_nanos)
     }
 
-    /// The database to connect to, another one each turn.
-    fn database(&self, turn: usize) -> Option<String> {
+    /// The database to connect to and how, another one each turn.
+    fn database(&self, turn: usize) -> Option<(String, Arc<Connector>)> {
         let listeners = self.listeners.load();
-        let listener = listeners.get(turn.checked_rem(listeners.len())?)?;
-        Some(listener.state.database().to_owned())
+        let state = &listeners.get(turn.checked_rem(listeners.len())?)?.state;
+        Some((state.database().to_owned(), state.connector()))
     }
 
-    fn has_database(&self, database: &str) -> bool {
-        self.listeners.load().iter().any(|listener| listener.state.database() == database)
+    fn has_database(&self, database: &str, tls: &Connector) -> bool {
+        let listeners = self.listeners.load();
+        let mut states = listeners.iter().map(|listener| &listener.state);
+        states.any(|state| state.database() == database && *state.connector() == *tls)
     }
 }
 
@@ -265,24 +262,25 @@ fn backoff(error: &Error, failures: u32, settings: &FleetSettings) -> Duration {
     pause.mul_f64(0.75 + 0.25 * rand::random::<f64>())
 }
 
-/// Connects and asks until something goes wrong, or until no shard has this database any more.
+/// Connects and asks until something goes wrong, or until no shard has this database any more or is
+/// spoken to like this.
 async fn probe(
     host: &Host,
     turn: usize,
     settings: &FleetSettings,
     on_open: impl FnOnce(),
 ) -> Result<(), Error> {
-    let Some(database) = host.database(turn) else {
+    let Some((database, tls)) = host.database(turn) else {
         host.bell.notified().await;
         return Ok(());
     };
     let limit = settings.probe_timeout;
-    let (client, carrier) = connect(&host.address, &database, settings, limit).await?;
+    let (client, carrier) = connect(&host.address, &tls, &database, settings, limit).await?;
     let asking = async {
         let opening = timeout(limit, Control::open(client));
         let control = opening.await.map_err(|_| Error::TimedOut)??;
         on_open();
-        control.ask_while_named(host, &database, settings).await
+        control.ask_while_named(host, &database, &tls, settings).await
     };
     carried(carrier, asking).await
 }
@@ -319,10 +317,11 @@ impl Control {
         self,
         host: &Host,
         database: &str,
+        tls: &Connector,
         settings: &FleetSettings,
     ) -> Result<(), Error> {
         // A connection would keep a database that moved away from being dropped.
-        while host.has_database(database) {
+        while host.has_database(database, tls) {
             let sent_at = host.clock.now();
             let asking = timeout(settings.probe_timeout, self.ask());
             let answer = asking.await.map_err(|_| Error::TimedOut)??;

@@ -336,6 +336,7 @@ fn shard(id: u16, hosts: &[&str]) -> Shard {
         primary: address(&hosts[0]),
         replicas: hosts[1..].iter().map(address).collect(),
         database: "hospital".into(),
+        tls: Default::default(),
     }
 }
 

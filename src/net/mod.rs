@@ -1,9 +1,14 @@
 //! Sockets with buffers that exist only while bytes are in them.
 //!
-//! A [`Stream`] is plain TCP now and TLS or a Unix socket later; sessions and servers see only
-//! poll-based reads into a [`Buffer`] and writes from one. A buffer takes its memory from a
+//! A [`Stream`] is TCP, TLS over it, or a Unix socket; sessions and servers see only poll-based reads
+//! into a [`Buffer`] and writes from one. TCP is the hot path: one `match`, no more, is what the
+//! others cost it. A buffer takes its memory from a
 //! per-thread free list when bytes come and gives it back when it is empty, so that an idle
 //! client costs none (`ARCHITECTURE.md`, limits).
+
+pub mod tls;
+pub mod unix;
+mod way;
 
 use std::cell::RefCell;
 use std::io;
@@ -14,7 +19,10 @@ use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, UnixStream};
+
+use tls::{Acceptor, TlsStream};
+pub use way::Way;
 
 /// Bytes of a fresh buffer: a whole region of replies in one read.
 pub const BUFFER_BYTES: usize = 16 << 10;
@@ -115,6 +123,10 @@ fn give_back(mut bytes: BytesMut) {
 pub enum Stream {
     /// Plain TCP.
     Plain(TcpStream),
+    /// TLS over TCP; boxed, so that the others don't carry its size.
+    Tls(Box<TlsStream>),
+    /// A Unix socket.
+    Unix(UnixStream),
     /// An in-memory pipe (tests).
     Memory(Box<tokio::io::DuplexStream>),
 }
@@ -152,39 +164,88 @@ impl From<TcpStream> for Stream {
     }
 }
 
+/// Sends what is written at once, and finds out within a minute that the other end's host is gone:
+/// a client's place and its server would else never come back.
+pub fn tune(tcp: &TcpStream) -> io::Result<()> {
+    tcp.set_nodelay(true)?;
+    let keepalive = socket2::TcpKeepalive::new()
+        .with_time(Duration::from_secs(30))
+        .with_interval(Duration::from_secs(10))
+        .with_retries(3);
+    socket2::SockRef::from(tcp).set_tcp_keepalive(&keepalive)
+}
+
+impl From<UnixStream> for Stream {
+    fn from(stream: UnixStream) -> Self {
+        Self::Unix(stream)
+    }
+}
+
 impl Stream {
-    /// Connects to `host`, a name or an IP address. Keep-alive probes tell of a dead host within a
-    /// minute where nothing is being sent.
-    pub async fn connect(host: &str, port: u16) -> io::Result<Self> {
-        Self::set_up(TcpStream::connect((host, port)).await?)
+    /// A stream that has ended: what is left where a stream was taken out.
+    pub fn closed() -> Self {
+        Self::Memory(Box::new(tokio::io::duplex(1).0))
     }
 
-    /// Connects to the very host that another connection went to.
-    pub async fn connect_to(peer: SocketAddr) -> io::Result<Self> {
-        Self::set_up(TcpStream::connect(peer).await?)
-    }
-
-    fn set_up(tcp: TcpStream) -> io::Result<Self> {
-        tcp.set_nodelay(true)?;
-        let keepalive = socket2::TcpKeepalive::new()
-            .with_time(Duration::from_secs(30))
-            .with_interval(Duration::from_secs(10))
-            .with_retries(3);
-        socket2::SockRef::from(&tcp).set_tcp_keepalive(&keepalive)?;
-        Ok(Self::Plain(tcp))
-    }
-
-    /// The peer's address; `None` for a pipe.
+    /// The peer's address; `None` for a Unix socket and a pipe.
     pub fn peer(&self) -> Option<SocketAddr> {
         match self {
             Self::Plain(tcp) => tcp.peer_addr().ok(),
-            Self::Memory(_) => None,
+            Self::Tls(tls) => tls.tcp().peer_addr().ok(),
+            Self::Unix(_) | Self::Memory(_) => None,
         }
     }
 
     /// How its other end is connected.
     pub fn origin(&self) -> Origin {
-        Origin { peer: self.peer(), tls: None }
+        let tls = match self {
+            Self::Tls(tls) => Some(tls.facts()),
+            Self::Plain(_) | Self::Unix(_) | Self::Memory(_) => None,
+        };
+        Origin { peer: self.peer(), tls }
+    }
+
+    /// It is encrypted.
+    pub fn is_tls(&self) -> bool {
+        matches!(self, Self::Tls(_))
+    }
+
+    /// It crosses no network.
+    pub fn is_local(&self) -> bool {
+        matches!(self, Self::Unix(_) | Self::Memory(_))
+    }
+
+    /// Protocol and cipher, as `TLSv1.3/TLS13_AES_256_GCM_SHA384`; `None` without TLS.
+    pub fn tls_version(&self) -> Option<String> {
+        match self {
+            Self::Tls(tls) => Some(tls.version()),
+            Self::Plain(_) | Self::Unix(_) | Self::Memory(_) => None,
+        }
+    }
+
+    /// What pgward's own login to the server at the other end may be bound to (RFC 5929,
+    /// `tls-server-end-point`); `None` without TLS, or with a certificate that has no such thing.
+    pub fn server_end_point(&self) -> Option<Vec<u8>> {
+        match self {
+            Self::Tls(tls) => tls.server_end_point(),
+            Self::Plain(_) | Self::Unix(_) | Self::Memory(_) => None,
+        }
+    }
+
+    /// Takes a client's TLS handshake, of which `begun` has been read; see
+    /// [`Acceptor`]. Only TCP can: elsewhere nobody is offered it.
+    pub async fn accept_tls(
+        self,
+        acceptor: &Acceptor,
+        begun: &[u8],
+        is_direct: bool,
+    ) -> io::Result<Self> {
+        match self {
+            Self::Plain(tcp) => acceptor.accept(tcp, begun, is_direct).await.map(Self::Tls),
+            Self::Tls(_) | Self::Unix(_) | Self::Memory(_) => {
+                Err(io::ErrorKind::Unsupported.into())
+            }
+        }
     }
 
     /// Reads once into `buffer`; `Ok(0)` is the peer's end. Keeps memory only when bytes are there.
@@ -210,13 +271,17 @@ impl Stream {
     ) -> Poll<io::Result<usize>> {
         let tail = buffer.tail();
         if tail.capacity() - tail.len() < BUFFER_BYTES / 4 {
-            if let Self::Plain(tcp) = self {
-                ready!(tcp.poll_read_ready(cx))?;
+            match self {
+                Self::Plain(tcp) => ready!(tcp.poll_read_ready(cx))?,
+                Self::Unix(unix) => ready!(unix.poll_read_ready(cx))?,
+                Self::Tls(_) | Self::Memory(_) => {}
             }
             tail.reserve(BUFFER_BYTES);
         }
         let polled = match self {
             Self::Plain(tcp) => poll_read(Pin::new(tcp), cx, tail, max),
+            Self::Tls(tls) => poll_read(Pin::new(&mut **tls), cx, tail, max),
+            Self::Unix(unix) => poll_read(Pin::new(unix), cx, tail, max),
             Self::Memory(pipe) => poll_read(Pin::new(pipe), cx, tail, max),
         };
         if buffer.is_empty() {
@@ -225,7 +290,8 @@ impl Stream {
         polled
     }
 
-    /// Writes from the front of `buffer` until it is empty.
+    /// Writes from the front of `buffer` until it is empty. A stream drains one buffer, to whose end
+    /// alone bytes may be added between calls: over TLS its front may be encrypted already.
     pub fn poll_drain(
         &mut self,
         cx: &mut Context<'_>,
@@ -235,6 +301,8 @@ impl Stream {
             let bytes = buffer.as_slice();
             let n = ready!(match self {
                 Self::Plain(tcp) => Pin::new(tcp).poll_write(cx, bytes),
+                Self::Tls(tls) => return tls.poll_drain(cx, buffer),
+                Self::Unix(unix) => Pin::new(unix).poll_write(cx, bytes),
                 Self::Memory(pipe) => Pin::new(pipe).poll_write(cx, bytes),
             })?;
             if n == 0 {
@@ -261,6 +329,55 @@ impl Stream {
     }
 }
 
+/// For libraries that want to read and write by themselves, without a [`Buffer`].
+impl AsyncRead for Stream {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(tcp) => Pin::new(tcp).poll_read(cx, buffer),
+            Self::Tls(tls) => Pin::new(&mut **tls).poll_read(cx, buffer),
+            Self::Unix(unix) => Pin::new(unix).poll_read(cx, buffer),
+            Self::Memory(pipe) => Pin::new(pipe).poll_read(cx, buffer),
+        }
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Plain(tcp) => Pin::new(tcp).poll_write(cx, bytes),
+            Self::Tls(tls) => Pin::new(&mut **tls).poll_write(cx, bytes),
+            Self::Unix(unix) => Pin::new(unix).poll_write(cx, bytes),
+            Self::Memory(pipe) => Pin::new(pipe).poll_write(cx, bytes),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(tcp) => Pin::new(tcp).poll_flush(cx),
+            Self::Tls(tls) => Pin::new(&mut **tls).poll_flush(cx),
+            Self::Unix(unix) => Pin::new(unix).poll_flush(cx),
+            Self::Memory(pipe) => Pin::new(pipe).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(tcp) => Pin::new(tcp).poll_shutdown(cx),
+            Self::Tls(tls) => Pin::new(&mut **tls).poll_shutdown(cx),
+            Self::Unix(unix) => Pin::new(unix).poll_shutdown(cx),
+            Self::Memory(pipe) => Pin::new(pipe).poll_shutdown(cx),
+        }
+    }
+}
+
 fn poll_read(
     stream: Pin<&mut impl AsyncRead>,
     cx: &mut Context<'_>,
@@ -282,6 +399,8 @@ fn poll_read(
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     fn free() -> usize {

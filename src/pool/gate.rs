@@ -2,7 +2,8 @@
 //!
 //! bb8 alone lets a newcomer overtake a woken waiter and can't be resized, so requests queue
 //! here, first come, first served, with one exception: while others wait, a hospital that holds
-//! its share of the permits is passed over. Pure bookkeeping under one short lock; no I/O.
+//! its share of the permits is passed over. Where the first has waited for long, the reserve is
+//! open to it. Pure bookkeeping under one short lock; no I/O.
 //!
 //! ```text
 //!   enter ─▶ free permit and nobody waits? ─ yes ─▶ Permit ─▶ drop ─▶ next waiter, or free
@@ -11,7 +12,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
@@ -31,6 +32,9 @@ struct State {
     limit: usize,
     share: usize,
     waiting_max: usize,
+    /// Permits beyond `limit`, once the first in the queue has waited for `reserve_after`.
+    reserve: usize,
+    reserve_after: Duration,
     taken: usize,
     queue: VecDeque<Waiter>,
     held: HashMap<HospitalId, usize, foldhash::fast::RandomState>,
@@ -98,6 +102,24 @@ impl Gate {
         self.hand_out(granted);
     }
 
+    /// Permits beyond the limit for a queue whose first has waited for `after`; that one has to say
+    /// so, by [`Self::on_reserve_due`].
+    pub fn set_reserve(&self, size: usize, after: Duration) {
+        let mut state = self.lock();
+        (state.reserve, state.reserve_after) = (size, after);
+    }
+
+    /// A waiter has waited until the reserve is open.
+    pub fn on_reserve_due(self: &Arc<Self>) {
+        let granted = self.lock().grant();
+        self.hand_out(granted);
+    }
+
+    /// Somebody waits.
+    pub fn is_awaited(&self) -> bool {
+        self.lock().queue.iter().any(|waiter| !waiter.grant.is_closed())
+    }
+
     /// Asks for a permit for `hospital`.
     pub fn enter(self: &Arc<Self>, hospital: Option<HospitalId>) -> Result<Entry, Full> {
         let mut state = self.lock();
@@ -154,6 +176,13 @@ impl Gate {
     }
 }
 
+impl Permit {
+    /// The gate that it is of.
+    pub fn gate(&self) -> &Arc<Gate> {
+        &self.gate
+    }
+}
+
 impl State {
     fn take(&mut self, hospital: Option<HospitalId>) {
         self.taken += 1;
@@ -185,11 +214,11 @@ impl State {
 
     /// Takes the next waiter off the queue, and a permit for it, if one is free.
     fn grant(&mut self) -> Option<Waiter> {
-        if self.taken >= self.limit {
-            return None;
-        }
         while self.queue.front().is_some_and(|waiter| waiter.grant.is_closed()) {
             self.queue.pop_front();
+        }
+        if self.taken >= self.limit && !self.is_reserve_open() {
+            return None;
         }
         let is_below_share = |waiter: &Waiter| {
             let held = waiter.hospital.and_then(|h| self.held.get(&h)).copied().unwrap_or(0);
@@ -199,6 +228,15 @@ impl State {
         let waiter = self.queue.remove(index)?;
         self.take(waiter.hospital);
         Some(waiter)
+    }
+}
+
+impl State {
+    fn is_reserve_open(&self) -> bool {
+        let has_waited = |first: &Waiter| first.since.elapsed() >= self.reserve_after;
+        self.reserve > 0
+            && self.taken < self.limit.saturating_add(self.reserve)
+            && self.queue.front().is_some_and(has_waited)
     }
 }
 
@@ -277,6 +315,24 @@ mod tests {
         let _held = now(gate.enter(None));
         let _waiting = later(gate.enter(None));
         assert!(matches!(gate.enter(None), Err(Full)));
+    }
+
+    #[test]
+    fn the_reserve_opens_for_a_queue_that_has_waited() {
+        let gate = Gate::new(1, 1.0, 10);
+        gate.set_reserve(1, Duration::from_secs(3600));
+        let _held = now(gate.enter(None));
+        let mut first = later(gate.enter(None));
+        gate.on_reserve_due();
+        assert!(first.try_recv().is_err(), "it has not waited for an hour");
+        gate.set_reserve(1, Duration::ZERO);
+        let mut second = later(gate.enter(None));
+        gate.on_reserve_due();
+        let reserve = first.try_recv().expect("the reserve");
+        gate.on_reserve_due();
+        assert!(second.try_recv().is_err(), "the reserve has one");
+        drop(reserve);
+        second.try_recv().expect("then it is the next one's");
     }
 
     #[test]

@@ -5,7 +5,7 @@
 //! `dedicated_connection`, so that the caller learns why it failed, and added to bb8 when it comes
 //! back clean (`crates.md`: bb8's own `get` hides connect errors and starves waiters).
 
-use std::sync::atomic::{AtomicI32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
@@ -34,7 +34,19 @@ pub struct Limits {
     pub connect_timeout: Duration,
     /// Time for which a failed connect is answered from memory.
     pub login_retry: Duration,
+    /// Permits beyond `size` for a queue that has waited for `reserve_after`.
+    pub reserve: usize,
+    /// Zero: the reserve is never used.
+    pub reserve_after: Duration,
+    /// Connections to the database, of all pools; 0: no limit.
+    pub database_connections_max: usize,
+    /// Connections of the server user, of all pools; 0: no limit.
+    pub user_connections_max: usize,
 }
+
+/// The places of one connection under the limits that hold across pools.
+#[derive(Debug, Default)]
+pub struct Places(Vec<Permit>);
 
 /// Counters of a pool's connections, outliving them.
 #[derive(Debug, Default)]
@@ -61,6 +73,8 @@ pub struct Pooled {
     counters: Arc<Counters>,
     expires_at: Instant,
     epoch: u64,
+    /// Given back when the connection is closed: last.
+    places: Places,
 }
 
 /// What SHOW SERVERS says of a connection.
@@ -70,12 +84,14 @@ pub struct Entry {
     pub pid: i32,
     /// When it was opened.
     pub since: std::time::SystemTime,
-    /// pgward's pid of the client that holds it; 0: idle.
-    pub client: AtomicI32,
+    /// Number of the client that holds it; 0: idle.
+    pub client: AtomicU64,
     /// Times that it was borrowed.
     pub borrows: AtomicU64,
     /// Its number among the connections of its pool.
     pub id: u64,
+    /// Protocol and cipher of its TLS.
+    pub tls: Option<String>,
 }
 
 impl Pooled {
@@ -86,7 +102,10 @@ impl Pooled {
 
     /// Clean, young, and of the present epoch.
     fn may_return(&self) -> bool {
-        self.conn.is_clean() && self.is_current() && Instant::now() < self.expires_at
+        self.conn.is_clean()
+            && self.is_current()
+            && Instant::now() < self.expires_at
+            && !self.places.are_awaited()
     }
 }
 
@@ -96,20 +115,46 @@ impl Drop for Pooled {
     }
 }
 
+impl Places {
+    /// Another pool can't connect before this connection is closed.
+    fn are_awaited(&self) -> bool {
+        self.0.iter().any(|place| place.gate().is_awaited())
+    }
+}
+
 /// bb8's view of how connections are made and judged.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Manager {
     target: Target,
     limits: Limits,
     counters: Arc<Counters>,
     entries: Arc<Mutex<Vec<std::sync::Weak<Entry>>>>,
+    /// Limits across pools; none where there are none.
+    shared: Vec<Arc<Gate>>,
 }
 
 impl bb8::ManageConnection for Manager {
     type Connection = Box<Pooled>;
     type Error = ConnectError;
 
+    /// For bb8 itself, which keeps `min_pool_size` connections: only where there is place.
     async fn connect(&self) -> Result<Box<Pooled>, ConnectError> {
+        let places = self.shared.iter().map(|gate| gate.enter_now(None)).collect::<Option<_>>();
+        self.open(Places(places.ok_or(ConnectError::NoPlace)?)).await
+    }
+
+    async fn is_valid(&self, _conn: &mut Box<Pooled>) -> Result<(), ConnectError> {
+        Ok(())
+    }
+
+    /// Called when it comes back: what is not proven clean is broken.
+    fn has_broken(&self, conn: &mut Box<Pooled>) -> bool {
+        !conn.may_return()
+    }
+}
+
+impl Manager {
+    async fn open(&self, places: Places) -> Result<Box<Pooled>, ConnectError> {
         let counters = self.counters.clone();
         counters.connecting.fetch_add(1, Ordering::Relaxed);
         let _connecting = scopeguard(|| {
@@ -126,9 +171,10 @@ impl bb8::ManageConnection for Manager {
         let entry = Arc::new(Entry {
             pid: conn.pid,
             since: std::time::SystemTime::now(),
-            client: AtomicI32::new(0),
+            client: AtomicU64::new(0),
             borrows: AtomicU64::new(0),
             id: counters.made.fetch_add(1, Ordering::Relaxed) + 1,
+            tls: conn.tls_version(),
         });
         {
             let mut entries = lock(&self.entries);
@@ -144,16 +190,8 @@ impl bb8::ManageConnection for Manager {
             counters: self.counters.clone(),
             expires_at: Instant::now() + self.limits.lifetime.mul_f64(spread),
             epoch,
+            places,
         }))
-    }
-
-    async fn is_valid(&self, _conn: &mut Box<Pooled>) -> Result<(), ConnectError> {
-        Ok(())
-    }
-
-    /// Called when it comes back: what is not proven clean is broken.
-    fn has_broken(&self, conn: &mut Box<Pooled>) -> bool {
-        !conn.may_return()
     }
 }
 
@@ -164,6 +202,9 @@ pub struct HostPool {
     limits: Limits,
     gate: Arc<Gate>,
     idle: bb8::Pool<Manager>,
+    manager: Manager,
+    /// When it was first seen without use, and how many connections it had made then.
+    unused: Mutex<Option<(Instant, u64)>>,
     counters: Arc<Counters>,
     entries: Arc<Mutex<Vec<std::sync::Weak<Entry>>>>,
     failure: Mutex<Option<(Instant, ConnectError)>>,
@@ -190,7 +231,8 @@ pub struct Borrowed {
 
 impl HostPool {
     /// A pool without connections; must be called within a tokio runtime.
-    pub fn new(target: Target, limits: Limits) -> Arc<Self> {
+    /// `shared`: limits across pools, in one order for all.
+    pub fn new(target: Target, limits: Limits, shared: Vec<Arc<Gate>>) -> Arc<Self> {
         let counters = Arc::<Counters>::default();
         let entries = Arc::<Mutex<Vec<_>>>::default();
         let manager = Manager {
@@ -198,6 +240,7 @@ impl HostPool {
             limits: limits.clone(),
             counters: counters.clone(),
             entries: entries.clone(),
+            shared,
         };
         let idle = bb8::Pool::builder()
             // The gate is the limit; a connection being closed must not block its successor.
@@ -209,10 +252,51 @@ impl HostPool {
             .connection_timeout(Duration::from_millis(100))
             .retry_connection(false)
             .queue_strategy(bb8::QueueStrategy::Lifo)
-            .build_unchecked(manager);
+            .build_unchecked(manager.clone());
         let gate = Gate::new(limits.size, limits.hospital_share, limits.waiting_max);
-        let failure = Mutex::new(None);
-        Arc::new(Self { target, limits, gate, idle, counters, entries, failure })
+        if !limits.reserve_after.is_zero() {
+            gate.set_reserve(limits.reserve, limits.reserve_after);
+        }
+        let (failure, unused) = (Mutex::new(None), Mutex::new(None));
+        Arc::new(Self { target, limits, gate, idle, manager, unused, counters, entries, failure })
+    }
+
+    /// The limits across pools that a connection of this one needs a place under.
+    pub fn shared(&self) -> &[Arc<Gate>] {
+        &self.manager.shared
+    }
+
+    /// Closes one idle connection, to make room for another pool's; `false`: it has none.
+    pub fn close_idle(&self) -> bool {
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        if self.counters.open.load(Ordering::Relaxed)
+            <= self.counters.borrowed.load(Ordering::Relaxed)
+        {
+            return false;
+        }
+        let got = std::pin::pin!(self.idle.get_owned()).poll(&mut cx);
+        let Poll::Ready(Ok(mut lease)) = got else { return false };
+        // bb8 closes what comes back unclean.
+        lease.conn.is_opaque = true;
+        true
+    }
+
+    /// For how long it has had neither connections nor requests, as far as calls of this one saw.
+    pub fn unused_for(&self, now: Instant) -> Duration {
+        let made = self.counters.made.load(Ordering::Relaxed);
+        let load = self.gate.load(now);
+        let is_unused = self.counters.open.load(Ordering::Relaxed) == 0
+            && self.counters.connecting.load(Ordering::Relaxed) == 0
+            && load.taken == 0
+            && load.waiting == 0;
+        let mut unused = lock(&self.unused);
+        match *unused {
+            Some((since, made_then)) if is_unused && made_then == made => now - since,
+            _ => {
+                *unused = is_unused.then_some((now, made));
+                Duration::ZERO
+            }
+        }
     }
 
     /// Where it connects to.
@@ -258,18 +342,23 @@ impl HostPool {
         Err(permit)
     }
 
-    /// A connection for the holder of `permit`: an idle one that is still there, else a new one.
-    pub async fn borrow(self: &Arc<Self>, permit: Permit) -> Result<Borrowed, ConnectError> {
-        let permit = match self.borrow_idle(permit) {
-            Ok(borrowed) => return Ok(borrowed),
-            Err(permit) => permit,
-        };
+    /// Why a new connection need not be tried: the last attempt failed just now.
+    pub fn recent_failure(&self) -> Option<ConnectError> {
         if let Some((at, error)) = &*lock(&self.failure)
             && at.elapsed() < self.limits.login_retry
         {
-            return Err(error.clone());
+            return Some(error.clone());
         }
-        match self.idle.dedicated_connection().await {
+        None
+    }
+
+    /// A new connection for the holder of `permit`, with its places under [`Self::shared`].
+    pub async fn connect(
+        self: &Arc<Self>,
+        permit: Permit,
+        places: Vec<Permit>,
+    ) -> Result<Borrowed, ConnectError> {
+        match self.manager.open(Places(places)).await {
             Ok(conn) => {
                 *lock(&self.failure) = None;
                 Ok(self.borrowed(Lease::New(Some(conn)), permit))

@@ -10,13 +10,14 @@ pub mod host;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 
 use crate::auth::users::ServerCredentials;
 use crate::config::{Consistency, ReplicaChoice};
 use crate::fleet::{Fleet, ShardState};
+use crate::net::tls::ServerTls;
 use crate::route::Role;
 use crate::server::login::{ConnectError, Target};
 use crate::shard_map::{Address, HospitalId, Shard, ShardId, ShardMap};
@@ -28,6 +29,10 @@ pub use host::{Borrowed, HostPool, Limits};
 /// How long a request waits for a shard to have a primary, before it is told that it has none.
 const PRIMARY_WAIT: Duration = Duration::from_millis(500);
 
+/// How often unused pools are looked for: a quarter of `pool_idle_timeout` within these.
+const UNUSED_CHECK_MIN: Duration = Duration::from_millis(50);
+const UNUSED_CHECK_MAX: Duration = Duration::from_secs(60);
+
 /// Settings of all pools, from `[pool]` and `[routing]`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Settings {
@@ -35,19 +40,23 @@ pub struct Settings {
     pub primary: Limits,
     /// Limits of a replica's pool.
     pub replica: Limits,
-    /// How long a request may wait; zero: for ever.
+    /// How long a request may wait where nothing else is said; zero: for ever.
     pub query_wait_timeout: Duration,
+    /// How long a pool may be of no use before it is forgotten; zero: for ever.
+    pub pool_idle_timeout: Duration,
     /// When a read may use a replica.
     pub consistency: Consistency,
     /// For `bounded`.
     pub max_replica_lag: Duration,
     /// Choice among fresh replicas.
     pub replica_choice: ReplicaChoice,
+    /// How servers are spoken to.
+    pub tls: Arc<ServerTls>,
 }
 
 impl Settings {
-    /// From the configuration.
-    pub fn new(config: &crate::config::Config) -> Self {
+    /// From the configuration, and what was made of its files.
+    pub fn new(config: &crate::config::Config, tls: Arc<ServerTls>) -> Self {
         let pool = &config.pool;
         let limits = |size: usize| Limits {
             size,
@@ -58,6 +67,10 @@ impl Settings {
             idle_timeout: Duration::from_secs_f64(pool.server_idle_timeout),
             connect_timeout: Duration::from_secs_f64(pool.server_connect_timeout),
             login_retry: Duration::from_secs_f64(pool.server_login_retry),
+            reserve: pool.reserve_pool_size,
+            reserve_after: Duration::from_secs_f64(pool.reserve_pool_timeout),
+            database_connections_max: pool.max_db_connections,
+            user_connections_max: pool.max_user_connections,
         };
         let replica_size = match pool.replica_pool_size {
             0 => pool.default_pool_size,
@@ -67,9 +80,11 @@ impl Settings {
             primary: limits(pool.default_pool_size),
             replica: limits(replica_size),
             query_wait_timeout: Duration::from_secs_f64(pool.query_wait_timeout),
+            pool_idle_timeout: Duration::from_secs_f64(pool.pool_idle_timeout),
             consistency: config.routing.consistency,
             max_replica_lag: Duration::from_millis(config.routing.max_replica_lag_ms),
             replica_choice: config.routing.replica_choice,
+            tls,
         }
     }
 }
@@ -134,11 +149,20 @@ pub struct Pools {
     users: Mutex<HashMap<String, Arc<UserPools>>>,
     /// Pools by what they are to, so that a reload keeps those that did not change.
     hosts: Mutex<HashMap<PoolKey, Arc<HostPool>>>,
+    /// `max_db_connections` and `max_user_connections`.
+    shared: Mutex<HashMap<SharedKey, Arc<Gate>>>,
     fleet: Arc<Fleet>,
     generation: AtomicUsize,
 }
 
 type PoolKey = (Address, String, String, bool);
+
+/// What a limit across pools is of.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+enum SharedKey {
+    Database(Address, String),
+    User(String),
+}
 
 /// The hosts of each shard, from the map.
 #[derive(Debug, Default)]
@@ -201,25 +225,29 @@ impl Pools {
             layout: ArcSwap::from_pointee(Layout { shards: map.shards().to_vec() }),
             users: Mutex::default(),
             hosts: Mutex::default(),
+            shared: Mutex::default(),
             fleet,
             generation: AtomicUsize::new(1),
         })
     }
 
     /// A new map or new settings: sessions look their pools up again at their next checkout.
-    /// Pools whose host and limits did not change stay; the others close as they come back.
+    /// Pools whose host, TLS and limits did not change stay; the others close as they come back.
     pub fn reload(&self, settings: Settings, map: &ShardMap) {
+        let tls = settings.tls.clone();
         self.settings.store(Arc::new(settings));
         self.layout.store(Arc::new(Layout { shards: map.shards().to_vec() }));
         lock(&self.users).clear();
-        let is_used = |key: &PoolKey| {
+        let is_used = |key: &PoolKey, pool: &HostPool| {
             let of_key = |shard: &Shard| {
-                shard.database == key.1 && shard.hosts().any(|address| *address == key.0)
+                shard.database == key.1
+                    && shard.hosts().any(|address| *address == key.0)
+                    && *tls.of(shard.id) == pool.target().tls
             };
             map.shards().iter().any(of_key)
         };
         lock(&self.hosts).retain(|key, pool| {
-            let is_kept = is_used(key);
+            let is_kept = is_used(key, pool);
             if !is_kept {
                 pool.reconnect();
             }
@@ -294,9 +322,52 @@ impl Pools {
     /// Borrows a server for `want`. Cancel safety: a dropped checkout gives its place in the
     /// queue back, and a connection being opened is closed.
     pub async fn checkout(&self, pools: &UserPools, want: Want) -> Result<Checkout, Error> {
+        let wait = self.settings.load().query_wait_timeout;
+        self.checkout_within(pools, want, (!wait.is_zero()).then_some(wait)).await
+    }
+
+    /// As [`Self::checkout`], and waits in the queue no longer than `wait`; `None`: for ever.
+    pub async fn checkout_within(
+        &self,
+        pools: &UserPools,
+        want: Want,
+        wait: Option<Duration>,
+    ) -> Result<Checkout, Error> {
         match want.shard {
-            Some(shard) => self.checkout_shard(pools, shard, want).await,
-            None => self.checkout_any(pools, want).await,
+            Some(shard) => self.checkout_shard(pools, shard, want, wait).await,
+            None => self.checkout_any(pools, want, wait).await,
+        }
+    }
+
+    /// Forgets pools that have had neither connections nor clients for `pool_idle_timeout`, for as
+    /// long as it runs.
+    pub async fn forget_unused(self: Arc<Self>) {
+        loop {
+            let timeout = self.settings.load().pool_idle_timeout;
+            // A while may be set at any time.
+            let pause = if timeout.is_zero() { UNUSED_CHECK_MAX } else { timeout / 4 };
+            tokio::time::sleep(pause.clamp(UNUSED_CHECK_MIN, UNUSED_CHECK_MAX)).await;
+            if !timeout.is_zero() {
+                self.forget_unused_now(timeout, Instant::now());
+            }
+        }
+    }
+
+    fn forget_unused_now(&self, timeout: Duration, now: Instant) {
+        let mut hosts = lock(&self.hosts);
+        let before = hosts.len();
+        hosts.retain(|_, pool| {
+            let is_kept = pool.unused_for(now) < timeout;
+            if !is_kept {
+                // Whoever has just found it gives its connection back to nobody.
+                pool.reconnect();
+            }
+            is_kept
+        });
+        if hosts.len() < before {
+            drop(hosts);
+            lock(&self.users).clear();
+            self.generation.fetch_add(1, Ordering::Release);
         }
     }
 
@@ -322,7 +393,12 @@ impl Pools {
 
     /// Any shard will do: the first that has a primary now. The same one for everybody, because
     /// what is asked of any shard is mostly its catalog, whose OIDs differ between shards.
-    async fn checkout_any(&self, pools: &UserPools, want: Want) -> Result<Checkout, Error> {
+    async fn checkout_any(
+        &self,
+        pools: &UserPools,
+        want: Want,
+        wait: Option<Duration>,
+    ) -> Result<Checkout, Error> {
         let count = pools.shards.len();
         let mut last = Error::NoShard(ShardId(0));
         for pass in [true, false] {
@@ -332,7 +408,7 @@ impl Pools {
                 if pass && !is_up {
                     continue;
                 }
-                match self.checkout_shard(pools, shard.shard.id, want).await {
+                match self.checkout_shard(pools, shard.shard.id, want, wait).await {
                     Err(error @ (Error::NoPrimary(_) | Error::Connect(..))) => last = error,
                     outcome => return outcome,
                 }
@@ -346,6 +422,7 @@ impl Pools {
         pools: &UserPools,
         id: ShardId,
         want: Want,
+        wait: Option<Duration>,
     ) -> Result<Checkout, Error> {
         let shard = pools.shards.get(usize::from(id.0)).ok_or(Error::NoShard(id))?;
         let state = shard.state.as_ref().ok_or(Error::NoShard(id))?;
@@ -353,7 +430,8 @@ impl Pools {
         if want.role == Role::Replica
             && let Some(host) = self.pick_replica(&settings, shard, state, &want)
         {
-            match self.borrow(&settings, pools, shard, host, want.hospital).await {
+            let pool = self.pool_of(&settings, pools, shard, host);
+            match self.borrow(&pool, id, want.hospital, wait).await {
                 Ok(server) => return Ok(Checkout { server, shard: id, host, role: Role::Replica }),
                 // A replica that refuses is not chosen again until it answers; the primary can
                 // always serve the read.
@@ -368,35 +446,84 @@ impl Pools {
                 state.primary().ok_or(Error::NoPrimary(id))?
             }
         };
-        let outcome = self.borrow(&settings, pools, shard, host, want.hospital).await;
+        let pool = self.pool_of(&settings, pools, shard, host);
+        let outcome = self.borrow(&pool, id, want.hospital, wait).await;
         if matches!(outcome, Err(Error::Connect(..))) {
             state.report_failure(host);
         }
         Ok(Checkout { server: outcome?, shard: id, host, role: Role::Primary })
     }
 
-    async fn borrow(
+    fn pool_of(
         &self,
         settings: &Settings,
         pools: &UserPools,
         shard: &ShardPools,
         host: usize,
+    ) -> Arc<HostPool> {
+        shard.hosts[host].get_or_init(|| self.host_pool(settings, pools, shard, host)).clone()
+    }
+
+    async fn borrow(
+        &self,
+        pool: &Arc<HostPool>,
+        shard: ShardId,
         hospital: Option<HospitalId>,
+        wait: Option<Duration>,
     ) -> Result<Borrowed, Error> {
-        let pool = shard.hosts[host].get_or_init(|| self.host_pool(settings, pools, shard, host));
+        let deadline = wait.map(|wait| tokio::time::Instant::now() + wait);
         let permit = match pool.gate().enter(hospital)? {
             gate::Entry::Now(permit) => permit,
-            gate::Entry::Later(receiver) => {
-                let timeout = settings.query_wait_timeout;
-                let granted = if timeout.is_zero() {
-                    receiver.await
-                } else {
-                    tokio::time::timeout(timeout, receiver).await.map_err(|_| Error::WaitTimeout)?
-                };
-                granted.map_err(|_| Error::WaitTimeout)?
+            gate::Entry::Later(permit) => {
+                let reserve = &pool.limits().reserve_after;
+                let has_reserve = pool.limits().reserve > 0 && !reserve.is_zero();
+                let reserve_at = tokio::time::Instant::now() + *reserve;
+                queue(permit, has_reserve.then_some((reserve_at, pool.gate())), deadline).await?
             }
         };
-        pool.borrow(permit).await.map_err(|error| Error::Connect(shard.shard.id, error))
+        let permit = match pool.borrow_idle(permit) {
+            Ok(borrowed) => return Ok(borrowed),
+            Err(permit) => permit,
+        };
+        if let Some(error) = pool.recent_failure() {
+            return Err(Error::Connect(shard, error));
+        }
+        // Each for itself, in the same order for all: who has one and waits for the other waits for
+        // connections, which wait for nobody.
+        let mut places = Vec::new();
+        for gate in pool.shared() {
+            places.push(match gate.enter(None)? {
+                gate::Entry::Now(place) => place,
+                gate::Entry::Later(place) => {
+                    self.make_room(gate);
+                    queue(place, None, deadline).await?
+                }
+            });
+        }
+        pool.connect(permit, places).await.map_err(|error| Error::Connect(shard, error))
+    }
+
+    /// Closes an idle connection that has a place under `gate`.
+    fn make_room(&self, gate: &Arc<Gate>) {
+        let is_under = |pool: &Arc<HostPool>| pool.shared().iter().any(|g| Arc::ptr_eq(g, gate));
+        self.all().iter().filter(|pool| is_under(pool)).any(|pool| pool.close_idle());
+    }
+
+    /// The limits across pools for connections to `target`.
+    fn shared_limits(&self, target: &Target, limits: &Limits) -> Vec<Arc<Gate>> {
+        let database = SharedKey::Database(target.address.clone(), target.database.clone());
+        let user = SharedKey::User(target.user.clone());
+        let mut shared = lock(&self.shared);
+        let wanted =
+            [(database, limits.database_connections_max), (user, limits.user_connections_max)];
+        let limited = wanted.into_iter().filter(|(_, most)| *most > 0);
+        let gates = limited.map(|(key, most)| {
+            let gate =
+                shared.entry(key).or_insert_with(|| Gate::new(most, 1.0, limits.waiting_max));
+            gate.resize(most, 1.0, limits.waiting_max);
+            gate.clone()
+        });
+        gates.collect()
     }
 
     fn host_pool(
@@ -411,7 +538,8 @@ impl Pools {
         let address = shard.shard.hosts().nth(host).expect("host index of this shard").clone();
         let database = shard.shard.database.clone();
         let key = (address.clone(), database.clone(), pools.credentials.user.clone(), is_primary);
-        let target = Target::new(address, database, &pools.credentials);
+        let tls = settings.tls.of(shard.shard.id).clone();
+        let target = Target::new(address, tls, database, &pools.credentials);
         let mut hosts = lock(&self.hosts);
         if let Some(pool) = hosts.get(&key)
             && pool.limits() == limits
@@ -419,7 +547,8 @@ impl Pools {
         {
             return pool.clone();
         }
-        let pool = HostPool::new(target, limits.clone());
+        let shared = self.shared_limits(&target, limits);
+        let pool = HostPool::new(target, limits.clone(), shared);
         if let Some(old) = hosts.insert(key, pool.clone()) {
             old.reconnect();
         }
@@ -467,6 +596,29 @@ impl Pools {
             ReplicaChoice::HospitalAffinity => affine_host(want.hospital, hosts.collect()),
         }
     }
+}
+
+/// Waits for a permit until `deadline`; at the time of `reserve` its gate may have one more.
+async fn queue(
+    mut permit: tokio::sync::oneshot::Receiver<gate::Permit>,
+    reserve: Option<(tokio::time::Instant, &Arc<Gate>)>,
+    deadline: Option<tokio::time::Instant>,
+) -> Result<gate::Permit, Error> {
+    if let Some((at, gate)) = reserve
+        && deadline.is_none_or(|deadline| at < deadline)
+    {
+        match tokio::time::timeout_at(at, &mut permit).await {
+            Ok(granted) => return granted.map_err(|_| Error::WaitTimeout),
+            Err(_) => gate.on_reserve_due(),
+        }
+    }
+    let granted = match deadline {
+        None => permit.await,
+        Some(deadline) => {
+            tokio::time::timeout_at(deadline, permit).await.map_err(|_| Error::WaitTimeout)?
+        }
+    };
+    granted.map_err(|_| Error::WaitTimeout)
 }
 
 /// The replica that a hospital's reads stay on: the hash ring of the fit ones (crate hashring).

@@ -1,7 +1,9 @@
 //! Assembles the process: reads the files, builds what sessions share, accepts clients, reloads on
 //! SIGHUP, drains on SIGTERM. The only room that knows all the others; it decides nothing.
 
+mod cancels;
 mod limits;
+mod slots;
 mod source;
 
 use std::collections::HashMap;
@@ -13,7 +15,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::Instant;
 
@@ -23,27 +25,32 @@ use crate::catalog::{self, CatalogStore};
 use crate::config::{Config, LogFormat};
 use crate::fleet::{Fleet, FleetSettings};
 use crate::metrics::{LoginOutcome, Metrics};
-use crate::net::{Buffer, Stream};
+use crate::net::tls::{self, Acceptor, ServerTls};
+use crate::net::unix::UnixSocket;
+use crate::net::{self, Buffer, Stream};
 use crate::pool::{self, Pools};
 use crate::route::refusals;
 use crate::session::auth_query::AuthQuery;
-use crate::session::login::{self, Database, Door, Hello, Login};
+use crate::session::directory::Directory;
+use crate::session::login::{self, ClientTls, Database, Door, Hello, Login};
 use crate::session::lookup::Lookup;
 use crate::session::welcome::Greetings;
-use crate::session::{Services, direct, statements, welcome};
+use crate::session::{Services, Session, direct, statements, welcome};
 use crate::shard_map::ShardMap;
 use crate::shard_map::source::{self as maps, MapStore, ReloadOutcome};
 use crate::sql::Analyzer;
 use crate::wire::backend;
+use cancels::Cancels;
+use slots::{Most, Slot, Slots};
 
 /// Connections that the kernel keeps for us while we accept.
 const LISTEN_BACKLOG: i32 = 4_096;
 /// How long the first clients wait for the shards' catalogs at the start.
 const START_WAIT: Duration = Duration::from_secs(3);
+/// Time for a client to take its last word.
+const FAREWELL_WAIT: Duration = Duration::from_secs(1);
 /// How long SIGTERM waits for clients to finish.
 const DRAIN_WAIT: Duration = Duration::from_secs(60);
-/// How long a cancel request may take.
-const CANCEL_WAIT: Duration = Duration::from_secs(10);
 /// Bytes of the shared prepared statements' texts.
 const STATEMENT_BYTES_MAX: usize = 64 << 20;
 
@@ -52,19 +59,28 @@ pub(crate) struct Proxy {
     services: Arc<Services>,
     path: PathBuf,
     is_listening: AtomicBool,
+    /// Connections that are no cancels, until their sockets are closed.
     connections: AtomicUsize,
-    /// Connections that are logging in, by address.
-    logins: Mutex<HashMap<IpAddr, usize>>,
+    /// Those of the console.
+    consoles: AtomicUsize,
+    slots: Arc<Slots>,
+    cancels: Cancels,
+    /// TLS with clients, if they get it; those who come after a reload get the new one.
+    client_tls: ArcSwapOption<ClientTls>,
+    /// Connections that are logging in, by address; `None` for the Unix socket.
+    logins: Mutex<HashMap<Option<IpAddr>, usize>>,
     /// One reload at a time.
     reloading: tokio::sync::Mutex<()>,
     logins_ok: std::sync::atomic::AtomicU64,
 }
 
-/// The three files, read and valid.
+/// The files, read and valid.
 struct Files {
     config: Config,
     map: ShardMap,
     users: Users,
+    client_tls: Option<ClientTls>,
+    server_tls: ServerTls,
 }
 
 impl Files {
@@ -75,12 +91,15 @@ impl Files {
             Some(users) => users.reload(&config.users, &config.auth),
             None => Users::load(&config.users, &config.auth),
         };
+        let told = |error: tls::Error| error.to_string();
+        let client_tls = Acceptor::load(&config.tls).map_err(told)?.map(ClientTls::new);
+        let server_tls = ServerTls::load(&config.tls, map.shards()).map_err(told)?;
         let users = users.map_err(|error| error.to_string())?;
         if let Some(problem) = users.lookup_problem(&config.auth) {
             return Err(problem);
         }
         let methods = Methods::load(&config.auth).map_err(|error| error.to_string())?;
-        Ok(Self { map, users: users.with_methods(methods), config })
+        Ok(Self { users: users.with_methods(methods), map, client_tls, server_tls, config })
     }
 }
 
@@ -143,7 +162,7 @@ pub fn serve(path: &Path) -> ExitCode {
 
 fn start_log(config: &Config) {
     let filter = tracing_subscriber::EnvFilter::new(format!(
-        "{level},tokio_postgres=error,h2=error,hyper=error",
+        "{level},tokio_postgres=error,h2=error,hyper=error,rustls=error",
         level = config.log.level
     ));
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
@@ -156,11 +175,21 @@ fn start_log(config: &Config) {
 }
 
 async fn run(path: &Path, files: Files) -> Result<(), String> {
-    let Files { config, map, users } = files;
+    let Files { config, map, users, client_tls, server_tls } = files;
+    let server_tls = Arc::new(server_tls);
     let address = SocketAddr::new(config.listen.listen_addr, config.listen.listen_port);
-    let listener =
-        listen(address).map_err(|error| format!("can't listen on {address}: {error}"))?;
+    let listener = listen(address, config.listen.so_reuseport)
+        .map_err(|error| format!("can't listen on {address}: {error}"))?;
+    let socket = listen_locally(&config).await?;
     let metrics_listener = match config.metrics.address {
+        Some(address) => Some(
+            TcpListener::bind(address)
+                .await
+                .map_err(|error| format!("can't listen on {address}: {error}"))?,
+        ),
+        None => None,
+    };
+    let peer_listener = match config.listen.peer_address {
         Some(address) => Some(
             TcpListener::bind(address)
                 .await
@@ -170,10 +199,12 @@ async fn run(path: &Path, files: Files) -> Result<(), String> {
     };
     let secret = config.health.probe_secret().map_err(|error| error.to_string())?;
     let fleet = Fleet::new(&map, FleetSettings::new(&config.health, secret));
+    fleet.set_tls(server_tls.clone());
+    fleet.apply(&map);
     let declared = catalog::declared(&map, &config.guard.safe_functions);
     let refresh = Duration::from_secs(config.health.catalog_refresh_s);
     let catalog = CatalogStore::new(fleet.clone(), declared, refresh);
-    let pools = Pools::new(pool::Settings::new(&config), &map, fleet.clone());
+    let pools = Pools::new(pool::Settings::new(&config, server_tls), &map, fleet.clone());
     let routing = &config.routing;
     let map = MapStore::new(map);
     let lookup = lookup(&config, &users, &fleet, map.current())?;
@@ -182,7 +213,7 @@ async fn run(path: &Path, files: Files) -> Result<(), String> {
         statements: statements::Store::new(STATEMENT_BYTES_MAX),
         greetings: Greetings::default(),
         writes: Default::default(),
-        directory: Default::default(),
+        directory: Directory::new(config.listen.peer_id),
         metrics: Arc::new(Metrics::new()),
         map,
         lookup: ArcSwapOption::new(lookup),
@@ -197,12 +228,17 @@ async fn run(path: &Path, files: Files) -> Result<(), String> {
         path: path.to_owned(),
         is_listening: AtomicBool::new(false),
         connections: AtomicUsize::new(0),
+        consoles: AtomicUsize::new(0),
+        slots: Default::default(),
+        cancels: Cancels::new(),
+        client_tls: ArcSwapOption::from_pointee(client_tls),
         logins: Mutex::default(),
         reloading: tokio::sync::Mutex::default(),
         logins_ok: Default::default(),
     });
     fleet.start();
     tokio::spawn(catalog.run());
+    tokio::spawn(proxy.services.pools.clone().forget_unused());
     let warmed = proxy.services.users.load_full();
     tokio::task::spawn_blocking(move || warmed.warm());
     if let Some(listener) = metrics_listener {
@@ -211,18 +247,47 @@ async fn run(path: &Path, files: Files) -> Result<(), String> {
         let source: Arc<dyn admin::Source> = proxy.clone();
         tokio::spawn(admin::web::serve(listener, source, std::future::pending()));
     }
+    if let Some(listener) = peer_listener {
+        tokio::spawn(cancels::serve_peers(proxy.clone(), listener));
+    }
     proxy.wait_for_shards().await;
     let address = listener.local_addr().map_err(|error| error.to_string())?;
     tracing::info!(address = address.to_string(), "pgward listens");
     proxy.is_listening.store(true, Ordering::Release);
-    proxy.accept_until_drained(listener).await;
+    proxy.accept_until_drained(listener, socket).await;
     Ok(())
 }
 
-fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
+/// The Unix socket, if there is to be one.
+async fn listen_locally(config: &Config) -> Result<Option<UnixSocket>, String> {
+    let directory = &config.listen.unix_socket_dir;
+    if directory.as_os_str().is_empty() {
+        return Ok(None);
+    }
+    let mode = config.listen.socket_mode().unwrap_or_default();
+    let bound = UnixSocket::bind(directory, config.listen.listen_port, mode).await;
+    let socket = bound.map_err(|error| {
+        format!("can't listen in {} (unix_socket_dir): {error}", directory.display())
+    })?;
+    tracing::info!(path = socket.path().display().to_string(), "pgward has a socket");
+    Ok(Some(socket))
+}
+
+/// The next client of the Unix socket; never, where there is none.
+async fn accept_locally(socket: Option<&UnixSocket>) -> std::io::Result<Stream> {
+    match socket {
+        Some(socket) => socket.accept().await.map(Stream::from),
+        None => std::future::pending().await,
+    }
+}
+
+fn listen(address: SocketAddr, is_shared: bool) -> std::io::Result<TcpListener> {
     use socket2::{Domain, Protocol, Socket, Type};
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
+    if is_shared {
+        socket.set_reuse_port(true)?;
+    }
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;
     socket.listen(LISTEN_BACKLOG)?;
@@ -244,7 +309,11 @@ impl Proxy {
         }
     }
 
-    async fn accept_until_drained(self: &Arc<Self>, listener: TcpListener) {
+    async fn accept_until_drained(
+        self: &Arc<Self>,
+        listener: TcpListener,
+        socket: Option<UnixSocket>,
+    ) {
         let signals = (
             signal(SignalKind::hangup()),
             signal(SignalKind::terminate()),
@@ -264,18 +333,21 @@ impl Proxy {
                 }
                 _ = terminate.recv() => break,
                 _ = interrupt.recv() => break,
-                accepted = listener.accept() => match accepted {
-                    Ok((stream, peer)) => self.accept(stream, peer),
-                    Err(error) => {
-                        tracing::warn!(%error, "accept failed");
-                        // Out of file descriptors, most likely: some will come back.
-                        tokio::time::sleep(Duration::from_millis(50)).await;
-                    }
-                },
+                // Those on the same machine next: they are few, and people who look for trouble.
+                accepted = accept_locally(socket.as_ref()) => {
+                    self.accept(accepted.map(|stream| (stream, None))).await;
+                }
+                accepted = listener.accept() => {
+                    let accepted = accepted.map(|(tcp, peer)| {
+                        drop(net::tune(&tcp));
+                        (tcp.into(), Some(peer))
+                    });
+                    self.accept(accepted).await;
+                }
             }
         }
         self.is_listening.store(false, Ordering::Release);
-        drop(listener);
+        drop((listener, socket));
         tracing::info!(clients = self.services.directory.len(), "draining");
         let drained = self.drain();
         tokio::select! {
@@ -298,34 +370,91 @@ impl Proxy {
         }
     }
 
-    fn accept(self: &Arc<Self>, stream: TcpStream, peer: SocketAddr) {
-        drop(stream.set_nodelay(true));
+    async fn accept(self: &Arc<Self>, accepted: std::io::Result<(Stream, Option<SocketAddr>)>) {
+        let (stream, peer) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                tracing::warn!(%error, "accept failed");
+                // Out of file descriptors, most likely: some will come back.
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                return;
+            }
+        };
         let proxy = self.clone();
         tokio::spawn(async move {
-            proxy.connections.fetch_add(1, Ordering::AcqRel);
-            let _leaves = Leaves(&proxy.connections);
             // Boxed: the state of a login is large, and a session shall not carry it.
-            let Some(login) = Box::pin(proxy.log_in(stream.into(), peer)).await else { return };
-            match (login.database, login.shard) {
-                (Database::Console, _) => Box::pin(proxy.console(login)).await,
-                (Database::Sharded, Some(shard)) => {
-                    let services = proxy.services.clone();
-                    Box::pin(direct::serve(services, login, shard, Some(peer))).await;
-                }
-                (Database::Sharded, None) => {
-                    let session = Box::pin(proxy.welcome(login, peer)).await;
-                    if let Some(session) = session {
-                        session.run().await;
-                    }
-                }
+            let opened = Box::pin(proxy.open(stream, peer)).await;
+            // The places are given back when all else of it is gone, its socket first of all.
+            if let Some((session, _place, _slot)) = opened {
+                session.run().await;
             }
         });
     }
 
-    async fn log_in(&self, stream: Stream, peer: SocketAddr) -> Option<Login> {
+    /// Makes a session of a new connection; what becomes none has ended when this returns.
+    async fn open<'p>(
+        self: &'p Arc<Self>,
+        stream: Stream,
+        peer: Option<SocketAddr>,
+    ) -> Option<(Session, Counted<'p>, Slot)> {
+        let deadline = Instant::now() + self.login_timeout();
+        let place = Counted::new(&self.connections);
+        let (login, place) = self.log_in(stream, peer, place, deadline).await?;
+        if login.database == Database::Console {
+            let _console = Counted::new(&self.consoles);
+            self.console(login).await;
+            return None;
+        }
+        let (login, slot) = self.place(login).await?;
+        if let Some(shard) = login.shard {
+            direct::serve(self.services.clone(), login, shard, peer).await;
+            return None;
+        }
+        let session = self.welcome(login, peer, deadline).await?;
+        Some((session, place, slot))
+    }
+
+    fn login_timeout(&self) -> Duration {
+        Duration::from_secs_f64(self.services.config.load().listen.client_login_timeout)
+    }
+
+    /// The place of a proven client among those of its database and user; else it has been told.
+    async fn place(&self, login: Login) -> Option<(Login, Slot)> {
         let config = self.services.config.load_full();
-        let _login =
-            LoginSlot::take(&self.logins, peer.ip(), config.listen.max_logins_per_address)?;
+        let own = login.user.limits.max_user_client_connections;
+        let most = Most {
+            of_database: config.listen.max_db_client_connections,
+            of_user: own.unwrap_or(config.listen.max_user_client_connections),
+        };
+        match self.slots.take(&login.startup.database, &login.user.name, most) {
+            Ok(slot) => Some((login, slot)),
+            Err(refusal) => {
+                self.services.metrics.on_login(LoginOutcome::Refused);
+                self.part(login.stream, refusal).await;
+                None
+            }
+        }
+    }
+
+    /// The last word to a client that has no session.
+    async fn part(&self, mut stream: Stream, refusal: backend::ErrorReply) {
+        self.services.metrics.on_refusal(refusal.sqlstate);
+        let mut output = Buffer::default();
+        refusal.encode(output.tail());
+        drop(tokio::time::timeout(FAREWELL_WAIT, stream.drain(&mut output)).await);
+    }
+
+    async fn log_in<'p>(
+        &'p self,
+        stream: Stream,
+        peer: Option<SocketAddr>,
+        place: Counted<'p>,
+        deadline: Instant,
+    ) -> Option<(Login, Counted<'p>)> {
+        let config = self.services.config.load_full();
+        let address = peer.map(|peer| peer.ip());
+        let under_way =
+            LoginSlot::take(&self.logins, address, config.listen.max_logins_per_address)?;
         let is_full = self.connections.load(Ordering::Acquire) > config.listen.max_client_conn;
         let refusal = if is_full {
             Some(refusals::too_many_clients())
@@ -334,20 +463,26 @@ impl Proxy {
         } else {
             Some(refusals::drained())
         };
+        let consoles = self.consoles.load(Ordering::Acquire);
         let users = self.services.users.load_full();
         let map = self.services.map.current();
         let lookup = self.services.lookup.load_full();
+        let client_tls = self.client_tls.load_full();
         let door = Door {
+            tls: client_tls.as_deref(),
             users: &users,
             lookup: lookup.as_deref(),
             database: &map.database,
             refusal: refusal.map(|r| backend::ErrorReply { severity: "FATAL", ..r }),
+            reserved_for: (is_full && consoles < config.listen.admin_reserved_connections)
+                .then_some(&config.admin),
         };
-        let timeout = Duration::from_secs_f64(config.listen.client_login_timeout);
-        match login::hello(stream, &door, Instant::now() + timeout).await {
-            Ok(Hello::Login(login)) => Some(login),
+        match login::hello(stream, &door, deadline).await {
+            Ok(Hello::Login(login)) => Some((login, place)),
             Ok(Hello::Cancel { stream, pid, key }) => {
-                self.services.directory.cancel(pid, &key, CANCEL_WAIT).await;
+                // It takes nothing from clients and their logins.
+                drop((place, under_way));
+                self.cancels.on_request(&self.services, pid, &key).await;
                 drop(stream);
                 None
             }
@@ -360,47 +495,45 @@ impl Proxy {
                     _ => LoginOutcome::Failed,
                 };
                 self.services.metrics.on_login(outcome);
-                tracing::info!(peer = peer.to_string(), %error, "no login");
+                tracing::info!(peer = shown(peer), %error, "no login");
                 None
             }
         }
     }
 
-    async fn welcome(&self, login: Login, peer: SocketAddr) -> Option<crate::session::Session> {
+    async fn welcome(
+        &self,
+        login: Login,
+        peer: Option<SocketAddr>,
+        deadline: Instant,
+    ) -> Option<Session> {
         let user = login.user.name.clone();
-        match welcome::welcome(self.services.clone(), login, Some(peer)).await {
+        match welcome::welcome(self.services.clone(), login, peer, deadline).await {
             Ok(session) => {
                 self.services.metrics.on_login(LoginOutcome::Ok);
                 self.logins_ok.fetch_add(1, Ordering::Relaxed);
-                tracing::debug!(peer = peer.to_string(), user, "login");
+                tracing::debug!(peer = shown(peer), user, "login");
                 Some(session)
             }
-            Err((mut stream, refusal)) => {
+            Err((stream, refusal)) => {
                 self.services.metrics.on_login(LoginOutcome::Failed);
-                self.services.metrics.on_refusal(refusal.sqlstate);
-                tracing::info!(peer = peer.to_string(), sqlstate = refusal.sqlstate, "no session");
-                let mut output = Buffer::default();
-                refusal.encode(output.tail());
-                let farewell = stream.drain(&mut output);
-                drop(tokio::time::timeout(Duration::from_secs(1), farewell).await);
+                tracing::info!(peer = shown(peer), sqlstate = refusal.sqlstate, "no session");
+                self.part(stream, refusal).await;
                 None
             }
         }
     }
 
     async fn console(self: &Arc<Self>, login: Login) {
-        let Login { mut stream, buffer, user, .. } = login;
-        let mut output = Buffer::default();
+        let Login { stream, buffer, user, .. } = login;
         // A role of a shard that is called like an admin is none.
         let access = Access::of(&self.services.config.load().admin, &user.name);
         let Some(access) = access.filter(|_| user.is_listed) else {
             let refusal = backend::ErrorReply { severity: "FATAL", ..refusals::console_denied() };
-            self.services.metrics.on_refusal(refusal.sqlstate);
-            refusal.encode(output.tail());
-            drop(tokio::time::timeout(Duration::from_secs(1), stream.drain(&mut output)).await);
-            return;
+            return self.part(stream, refusal).await;
         };
         self.services.metrics.on_login(LoginOutcome::Ok);
+        let mut output = Buffer::default();
         backend::write_authentication_ok(output.tail());
         let pid = rand::random_range(1..i32::MAX);
         let client = admin::console::Client { stream, input: buffer, output, access, pid };
@@ -428,16 +561,19 @@ impl Proxy {
 
     fn take(&self, files: Files) -> Result<String, String> {
         let services = &self.services;
-        let Files { config, map, users } = files;
+        let Files { config, map, users, client_tls, server_tls } = files;
+        let server_tls = Arc::new(server_tls);
         // The map is the only one of the three that may still be refused.
         let outcome = services.map.publish(map).map_err(|error| error.to_string())?;
         let map = services.map.current();
+        services.fleet.set_tls(server_tls.clone());
         services.fleet.apply(&map);
         services.catalog.apply(catalog::declared(&map, &config.guard.safe_functions));
         let lookup = lookup(&config, &users, &services.fleet, map.clone())?;
         let had_credentials = credentials(&services.users.load());
         let is_same_login = had_credentials == credentials(&users);
-        services.pools.reload(pool::Settings::new(&config), &map);
+        services.pools.reload(pool::Settings::new(&config, server_tls), &map);
+        self.client_tls.store(client_tls.map(Arc::new));
         if !is_same_login {
             services.pools.forget_users();
         }
@@ -453,6 +589,11 @@ impl Proxy {
     }
 }
 
+/// A client's address, for the log.
+fn shown(peer: Option<SocketAddr>) -> String {
+    peer.map_or_else(|| "unix".to_owned(), |peer| peer.to_string())
+}
+
 fn credentials(users: &Users) -> Vec<Arc<crate::auth::ServerCredentials>> {
     let mut all: Vec<_> = users.iter().map(|user| user.server.clone()).collect();
     all.sort_by(|a, b| a.user.cmp(&b.user));
@@ -460,10 +601,17 @@ fn credentials(users: &Users) -> Vec<Arc<crate::auth::ServerCredentials>> {
     all
 }
 
-/// Counts a connection down when its task ends, however it ends.
-struct Leaves<'a>(&'a AtomicUsize);
+/// One of what is counted; dropping it counts it down, however its task ends.
+struct Counted<'a>(&'a AtomicUsize);
 
-impl Drop for Leaves<'_> {
+impl<'a> Counted<'a> {
+    fn new(count: &'a AtomicUsize) -> Self {
+        count.fetch_add(1, Ordering::AcqRel);
+        Self(count)
+    }
+}
+
+impl Drop for Counted<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::AcqRel);
     }
@@ -471,14 +619,14 @@ impl Drop for Leaves<'_> {
 
 /// One of the logins that an address may have under way.
 struct LoginSlot<'a> {
-    logins: &'a Mutex<HashMap<IpAddr, usize>>,
-    address: IpAddr,
+    logins: &'a Mutex<HashMap<Option<IpAddr>, usize>>,
+    address: Option<IpAddr>,
 }
 
 impl<'a> LoginSlot<'a> {
     fn take(
-        logins: &'a Mutex<HashMap<IpAddr, usize>>,
-        address: IpAddr,
+        logins: &'a Mutex<HashMap<Option<IpAddr>, usize>>,
+        address: Option<IpAddr>,
         max: usize,
     ) -> Option<Self> {
         let mut count = logins.lock().unwrap_or_else(|p| p.into_inner());

@@ -73,10 +73,11 @@ impl Source for Proxy {
                     connect_time: entry.since,
                     request_time: entry.since,
                     close_needed: false,
-                    client: u64::try_from(client).ok().filter(|pid| *pid != 0),
+                    client: (client != 0).then_some(client),
                     remote_pid: entry.pid,
                     prepared_statements: 0,
                     transactions: entry.borrows.load(Ordering::Relaxed),
+                    tls: entry.tls.clone().unwrap_or_default(),
                 });
             }
         }
@@ -85,10 +86,10 @@ impl Source for Proxy {
 
     fn clients(&self) -> Vec<ClientRow> {
         let clients = self.services.directory.all();
+        let listen_port = self.services.config.load().listen.listen_port;
         let row = |client: Arc<crate::session::directory::Client>| {
             let state = client.state();
-            let peer = client.peer?;
-            Some(ClientRow {
+            ClientRow {
                 id: client.number,
                 user: client.user.to_string(),
                 database: client.database.to_string(),
@@ -97,8 +98,9 @@ impl Source for Proxy {
                     State::Waiting => "waiting",
                     State::Active(_) => "active",
                 },
-                ip: peer.ip(),
-                port: peer.port(),
+                ip: client.peer.map(|peer| peer.ip()),
+                port: client.peer.map_or(listen_port, |peer| peer.port()),
+                tls: client.tls.as_deref().unwrap_or_default().to_owned(),
                 connect_time: client.since,
                 request_time: client.since,
                 wait_us: 0,
@@ -110,9 +112,9 @@ impl Source for Proxy {
                 pin: (!client.pins().is_empty()).then(|| client.pins().to_string()),
                 application_name: client.application.to_string(),
                 prepared_statements: 0,
-            })
+            }
         };
-        clients.into_iter().filter_map(row).collect()
+        clients.into_iter().map(row).collect()
     }
 
     fn stats(&self) -> StatsRow {

@@ -322,14 +322,26 @@ pub fn replication() -> Refusal {
 pub fn unsupported_protocol(major: u16, minor: u16) -> Refusal {
     Refusal::fatal(
         sqlstate::FEATURE_NOT_SUPPORTED,
-        format!("unsupported frontend protocol {major}.{minor}: server supports 3.0"),
+        format!("unsupported frontend protocol {major}.{minor}: server supports 3.0 to 3.2"),
     )
 }
 
 /// Over `max_client_conn`, or too many logins of one address.
 pub fn too_many_clients() -> Refusal {
-    Refusal::fatal(sqlstate::TOO_MANY_CONNECTIONS, "sorry, too many clients already")
+    Refusal::fatal(sqlstate::TOO_MANY_CONNECTIONS, "no more connections allowed (max_client_conn)")
         .with_hint("Raise max_client_conn, or use fewer connections.")
+}
+
+/// A login at `peer_address`.
+pub fn cancels_only() -> Refusal {
+    Refusal::fatal(sqlstate::FEATURE_NOT_SUPPORTED, "only cancel requests are taken here")
+        .with_hint("This is a peer_address of pgward; clients connect to its listen_port.")
+}
+
+/// Over `max_db_client_connections` or `max_user_client_connections`, as `key` says.
+pub fn too_many_clients_of(key: &str) -> Refusal {
+    Refusal::fatal(sqlstate::TOO_MANY_CONNECTIONS, format!("client connections exceeded ({key})"))
+        .with_hint(format!("Raise {key}, or use fewer connections."))
 }
 
 // Settings.
@@ -400,6 +412,58 @@ pub fn too_many_waiting(shard: ShardId) -> Refusal {
 pub fn query_wait_timeout() -> Refusal {
     Refusal::error(sqlstate::QUERY_CANCELED, "query_wait_timeout: no server became free in time")
         .with_detail("The statement was not run.")
+        .with_hint("Try again later.")
+}
+
+/// `query_wait_notify`: the client waits for a server.
+pub fn queued() -> Refusal {
+    Refusal {
+        severity: "NOTICE",
+        ..Refusal::error(
+            sqlstate::SUCCESSFUL_COMPLETION,
+            "no server connection is free, the client is being queued",
+        )
+    }
+}
+
+/// Over `query_timeout`: the request was cancelled, and the connection stays.
+pub fn query_timeout() -> Refusal {
+    Refusal::error(sqlstate::QUERY_CANCELED, "query timeout")
+        .with_detail("The statement ran for longer than query_timeout, and was cancelled.")
+}
+
+/// Over `transaction_timeout`.
+pub fn transaction_timeout() -> Refusal {
+    Refusal::fatal(sqlstate::TRANSACTION_TIMEOUT, "transaction timeout")
+        .with_detail("The transaction lasted longer than transaction_timeout, and is rolled back.")
+}
+
+/// Over `idle_transaction_timeout`.
+pub fn idle_transaction_timeout() -> Refusal {
+    Refusal::fatal(sqlstate::IDLE_IN_TRANSACTION_TIMEOUT, "idle transaction timeout").with_detail(
+        "The client was idle in a transaction for longer than idle_transaction_timeout; the \
+         transaction is rolled back.",
+    )
+}
+
+/// Over `client_idle_timeout`.
+pub fn client_idle_timeout() -> Refusal {
+    Refusal::fatal(sqlstate::IDLE_SESSION_TIMEOUT, "client_idle_timeout")
+        .with_detail("The client was idle for longer than client_idle_timeout.")
+}
+
+/// BEGIN where `pool_mode` is `statement`.
+pub fn no_blocks() -> Refusal {
+    Refusal::error(
+        sqlstate::FEATURE_NOT_SUPPORTED,
+        "transaction blocks not allowed in statement pooling mode",
+    )
+    .with_hint("Use a login with pool_mode = \"transaction\".")
+}
+
+/// `client_login_timeout` went by while no server answered.
+pub fn login_timeout_no_server() -> Refusal {
+    Refusal::fatal(sqlstate::CANNOT_CONNECT_NOW, "client_login_timeout (server down)")
         .with_hint("Try again later.")
 }
 

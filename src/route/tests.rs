@@ -46,6 +46,7 @@ fn map_of(shards: u16) -> ShardMap {
         primary: Address { host: "pg".into(), port: 5432 + id },
         replicas: Vec::new(),
         database: "hospital".into(),
+        tls: Default::default(),
     };
     ShardMap::even(100, "hospital", (0..shards).map(shard).collect())
 }

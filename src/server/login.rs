@@ -1,19 +1,20 @@
 //! Connecting to a Postgres server and logging in there: a socket in, a [`Greeting`] out.
 //!
-//! Speaks protocol 3.0 with trust, clear text, md5 and SCRAM-SHA-256. The server is not trusted:
+//! Speaks protocol 3.0 with trust, clear text, md5 and SCRAM-SHA-256, over TLS bound to the server's
+//! certificate. The server is not trusted:
 //! each message and the login as a whole are bounded, in bytes and in time, and what it says in
 //! errors goes nowhere but for the SQLSTATE. Also sends cancel requests. Called by `pool`.
 
 use std::io;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::auth::scram::{self, ClientExchange, ClientProof};
+use crate::auth::scram::{self, Binding, ClientExchange, ClientProof};
 use crate::auth::{self, ServerCredentials, ServerSecret};
-use crate::net::{Buffer, Stream};
+use crate::net::tls::{Attempt, Connector};
+use crate::net::{Buffer, Stream, Way};
 use crate::shard_map::Address;
 use crate::wire::backend::{self, AuthRequest, ErrorFields, ErrorReply};
 use crate::wire::{self, HEADER_BYTES, TxnStatus, frontend, sqlstate, startup};
@@ -22,11 +23,14 @@ use crate::wire::{self, HEADER_BYTES, TxnStatus, frontend, sqlstate, startup};
 const MESSAGE_BYTES_MAX: usize = 64 << 10;
 /// Most bytes of a server before it is ready: endless notices would else keep us busy.
 const LOGIN_BYTES_MAX: usize = 256 << 10;
+
 /// Where to connect and as whom.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Target {
     /// Host and port.
     pub address: Address,
+    /// How it is spoken to.
+    pub tls: Connector,
     /// Database on it.
     pub database: String,
     /// Role.
@@ -40,9 +44,15 @@ pub struct Target {
 impl Target {
     /// A target with the settings that pgward needs and no others: what a client sees on its server
     /// is else what it would see directly.
-    pub fn new(address: Address, database: String, credentials: &ServerCredentials) -> Self {
+    pub fn new(
+        address: Address,
+        tls: Connector,
+        database: String,
+        credentials: &ServerCredentials,
+    ) -> Self {
         Self {
             address,
+            tls,
             database,
             user: credentials.user.clone(),
             secret: credentials.secret.clone(),
@@ -68,8 +78,8 @@ pub struct Greeting {
     pub pid: i32,
     /// Its cancel key, 4 to 256 bytes.
     pub key: Bytes,
-    /// The host that answered, of those that the name stands for: cancel requests go there.
-    pub peer: Option<SocketAddr>,
+    /// How it was reached: cancel requests go the same way. `None` for a pipe.
+    pub way: Option<Arc<Way>>,
 }
 
 /// Why there is no connection.
@@ -84,6 +94,9 @@ pub enum ConnectError {
     /// The server closed the connection.
     #[error("the server closed the connection during login")]
     Closed,
+    /// `max_db_connections` or `max_user_connections` is reached.
+    #[error("no more connections are allowed there")]
+    NoPlace,
     /// The server said no. Its message is dropped: it may quote what it should not.
     #[error("the server refused the login with {sqlstate}")]
     Refused {
@@ -121,7 +134,7 @@ impl ConnectError {
     /// What a client is told: neither the host nor who pgward is there.
     pub fn to_reply(&self) -> ErrorReply {
         let why = match self {
-            Self::Io(_) | Self::Closed => "The connection failed.".to_owned(),
+            Self::Io(_) | Self::Closed | Self::NoPlace => "The connection failed.".to_owned(),
             Self::TimedOut => "The connection took too long.".to_owned(),
             Self::Refused { sqlstate } => format!("It refused pgward's login ({sqlstate})."),
             Self::NoSecret | Self::Unfit | Self::Method | Self::Auth(_) => {
@@ -136,16 +149,34 @@ impl ConnectError {
 
 /// Connects and logs in, within `timeout`.
 pub async fn connect(target: &Target, timeout: Duration) -> Result<Greeting, ConnectError> {
+    let attempts = match target.address.socket_path() {
+        None => target.tls.attempts(),
+        Some(_) => &[Attempt::Plain],
+    };
     let login = async {
-        let Address { host, port } = &target.address;
-        log_in(Stream::connect(host, *port).await?, target).await
+        let mut outcome = Err(ConnectError::Closed);
+        for attempt in attempts {
+            let (stream, way) = Stream::connect(&target.address, &target.tls, *attempt).await?;
+            outcome = log_in(stream, target).await;
+            match &mut outcome {
+                Ok(greeting) => greeting.way = Some(way),
+                // "no pg_hba.conf entry for host ..., no encryption", most likely.
+                Err(ConnectError::Refused { sqlstate })
+                    if sqlstate == sqlstate::INVALID_AUTHORIZATION =>
+                {
+                    continue;
+                }
+                Err(_) => {}
+            }
+            break;
+        }
+        outcome
     };
     tokio::time::timeout(timeout, login).await.unwrap_or(Err(ConnectError::TimedOut))
 }
 
 /// Logs in over `stream`; the caller bounds the time.
 pub async fn log_in(stream: Stream, target: &Target) -> Result<Greeting, ConnectError> {
-    let peer = stream.peer();
     let mut server = Conversation {
         stream,
         input: Buffer::default(),
@@ -158,28 +189,44 @@ pub async fn log_in(stream: Stream, target: &Target) -> Result<Greeting, Connect
     server.flush().await?;
     authenticate(&mut server, target).await?;
     let (parameters, (pid, key)) = read_until_ready(&mut server).await?;
-    Ok(Greeting { stream: server.stream, buffer: server.input, parameters, pid, key, peer })
+    let Conversation { stream, input: buffer, .. } = server;
+    Ok(Greeting { stream, buffer, parameters, pid, key, way: None })
 }
 
-/// Asks the server at `peer` to cancel what its process `pid` runs, and waits until it has read
+/// Asks the server at the end of `way` to cancel what its process `pid` runs, and waits until it has read
 /// that: it closes the connection then. What is answered doesn't matter.
 pub async fn send_cancel(
-    peer: SocketAddr,
+    way: &Way,
+    pid: i32,
+    key: &[u8],
+    timeout: Duration,
+) -> Result<(), ConnectError> {
+    let cancel = async { deliver_cancel(Stream::connect_again(way).await?, pid, key).await };
+    tokio::time::timeout(timeout, cancel).await.unwrap_or(Err(ConnectError::TimedOut))
+}
+
+/// As [`send_cancel`], to a host by its name: another pgward.
+pub async fn send_cancel_to(
+    address: &Address,
     pid: i32,
     key: &[u8],
     timeout: Duration,
 ) -> Result<(), ConnectError> {
     let cancel = async {
-        let mut stream = Stream::connect_to(peer).await?;
-        let mut buffer = Buffer::default();
-        startup::write_cancel_request(buffer.tail(), pid, key);
-        stream.drain(&mut buffer).await?;
-        while stream.fill(&mut buffer).await? > 0 {
-            buffer.clear();
-        }
-        Ok(())
+        let (stream, _) = Stream::connect(address, &Connector::plain(), Attempt::Plain).await?;
+        deliver_cancel(stream, pid, key).await
     };
     tokio::time::timeout(timeout, cancel).await.unwrap_or(Err(ConnectError::TimedOut))
+}
+
+async fn deliver_cancel(mut stream: Stream, pid: i32, key: &[u8]) -> Result<(), ConnectError> {
+    let mut buffer = Buffer::default();
+    startup::write_cancel_request(buffer.tail(), pid, key);
+    stream.drain(&mut buffer).await?;
+    while stream.fill(&mut buffer).await? > 0 {
+        buffer.clear();
+    }
+    Ok(())
 }
 
 /// How far the proof is. One server may ask once: a second question would be for another answer
@@ -216,18 +263,30 @@ async fn authenticate(server: &mut Conversation, target: &Target) -> Result<(), 
                 Proof::Given
             }
             (AuthRequest::Sasl(mechanisms), Proof::NotAsked) => {
-                let mut offered = mechanisms.split(|byte| *byte == 0);
-                if !offered.any(|name| name == scram::MECHANISM.as_bytes()) {
+                let offers = |mechanism: &str| {
+                    mechanisms.split(|byte| *byte == 0).any(|name| name == mechanism.as_bytes())
+                };
+                let (mechanism, binding) = match server.stream.server_end_point() {
+                    Some(hash) if offers(scram::MECHANISM_PLUS) => {
+                        (scram::MECHANISM_PLUS, Binding::EndPoint(hash))
+                    }
+                    // Were it hidden from us that the server offers it, the server will find out.
+                    Some(_) => (scram::MECHANISM, Binding::NotOffered),
+                    None => (scram::MECHANISM, Binding::None),
+                };
+                if !offers(mechanism) {
                     return Err(ConnectError::Method);
                 }
                 let (client_first, exchange) = match secret()? {
-                    ServerSecret::Plain(secret) => ClientExchange::start(secret),
-                    ServerSecret::Keys(keys) => ClientExchange::start_with_keys(keys.clone()),
+                    ServerSecret::Plain(secret) => ClientExchange::start_bound(secret, binding),
+                    ServerSecret::Keys(keys) => {
+                        ClientExchange::start_with_keys(keys.clone(), binding)
+                    }
                     ServerSecret::Md5(_) | ServerSecret::FromClient => {
                         return Err(ConnectError::Unfit);
                     }
                 };
-                frontend::write_sasl_initial(out, scram::MECHANISM, &client_first);
+                frontend::write_sasl_initial(out, mechanism, &client_first);
                 Proof::ScramStarted(exchange)
             }
             (AuthRequest::SaslContinue(server_first), Proof::ScramStarted(exchange)) => {

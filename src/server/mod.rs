@@ -11,14 +11,19 @@ pub mod prepared;
 use std::io;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 
-use crate::net::{Buffer, Stream};
-use crate::wire::{self, HEADER_BYTES, TxnStatus, backend, frontend};
+use crate::net::{Buffer, Stream, Way};
+use crate::wire::backend::ErrorReply;
+use crate::wire::{self, HEADER_BYTES, TxnStatus, backend, frontend, sqlstate};
 pub use pipeline::{Copy, Expect, Message, Pipeline, Settled, Verdict};
 pub use prepared::{Prepared, StatementId};
 
+/// How long a query of pgward's own (settings, a reset) may take: a server that is silent for
+/// longer is gone.
+const OWN_QUERY_TIMEOUT: Duration = Duration::from_secs(10);
 /// Largest reply that is looked into (errors, parameters); rows and copy data pass by unbounded.
 const REPLY_BYTES_MAX: usize = 8 << 20;
 /// Largest length that a server may announce for a message that passes by.
@@ -36,6 +41,9 @@ pub enum Error {
     /// The server closed it.
     #[error("the server closed the connection")]
     Closed,
+    /// It has not answered a query of pgward's own in time.
+    #[error("the server does not answer")]
+    Silent,
     /// Its bytes are not the protocol.
     #[error("the server broke the protocol: {0}")]
     Wire(#[from] wire::Error),
@@ -134,6 +142,8 @@ pub struct ServerConn {
     is_error_held: bool,
     /// An error is being kept back, and with it all that follows.
     is_holding: bool,
+    /// What the client is told in place of the server's word that it was cancelled.
+    cancelled: Option<Box<ErrorReply>>,
     /// Replies that only prepare (ParseComplete, RowDescription, ...), kept back with it.
     held: Vec<u8>,
     /// A Close was sent and not confirmed before an error: a name may be taken unexpectedly.
@@ -154,8 +164,8 @@ pub struct ServerConn {
     pub told_pid: i32,
     /// Its cancel key.
     pub key: Bytes,
-    /// Where it is, for cancel requests.
-    pub peer: Option<std::net::SocketAddr>,
+    /// How it was reached, for cancel requests.
+    pub way: Option<Arc<Way>>,
     is_broken: bool,
 }
 
@@ -172,6 +182,7 @@ impl ServerConn {
             has_forwarded: false,
             is_error_held: false,
             is_holding: false,
+            cancelled: None,
             held: Vec::new(),
             pending_closes: 0,
             prepared: Prepared::default(),
@@ -182,9 +193,14 @@ impl ServerConn {
             pid: greeting.pid,
             told_pid: greeting.pid,
             key: greeting.key,
-            peer: greeting.peer,
+            way: greeting.way,
             is_broken: false,
         }
+    }
+
+    /// Protocol and cipher of its TLS; `None` without.
+    pub fn tls_version(&self) -> Option<String> {
+        self.stream.tls_version()
     }
 
     /// A request begins. `hold_errors`: keep an error back if it is the first reply.
@@ -192,8 +208,14 @@ impl ServerConn {
         self.has_forwarded = false;
         self.is_error_held = hold_errors;
         self.is_holding = false;
+        self.cancelled = None;
         self.held = Vec::new();
         self.pipeline.begin_request();
+    }
+
+    /// pgward itself cancels the request under way: `reply` is what its client is told.
+    pub fn replace_cancelled(&mut self, reply: ErrorReply) {
+        self.cancelled = Some(Box::new(reply));
     }
 
     /// Half a message is with the client: nothing else can be said to it before the rest.
@@ -328,7 +350,7 @@ impl ServerConn {
             if header.tag == b'Z' && body.len() != 1 {
                 return Err(pipeline::Desync(header.tag).into());
             }
-            let (verdict, settled) = self.pipeline.on_reply(header.tag, status)?;
+            let (mut verdict, settled) = self.pipeline.on_reply(header.tag, status)?;
             let mut is_forwarded = verdict == Verdict::Forward && !self.is_holding;
             reply = match (header.tag, settled) {
                 (b'Z', _) => {
@@ -342,6 +364,12 @@ impl ServerConn {
                         self.is_broken = true;
                         is_forwarded = false;
                         error.held_back = Some(Bytes::copy_from_slice(&rest[..header.total]));
+                    } else if is_forwarded
+                        && error.code() == sqlstate::QUERY_CANCELED
+                        && let Some(reply) = self.cancelled.take()
+                    {
+                        verdict = Verdict::Replace(reply);
+                        is_forwarded = false;
                     } else if only_prepares && is_forwarded {
                         held.extend_from_slice(&bytes[start..at + header.total]);
                         error.held_back = Some(std::mem::take(held).into());
@@ -505,6 +533,14 @@ impl ServerConn {
         &mut self,
         sql: &str,
     ) -> Result<Result<Vec<Option<String>>, ServerError>, Error> {
+        let answer = tokio::time::timeout(OWN_QUERY_TIMEOUT, self.collect(sql)).await;
+        answer.unwrap_or_else(|_| Err(self.broken(Error::Silent)))
+    }
+
+    async fn collect(
+        &mut self,
+        sql: &str,
+    ) -> Result<Result<Vec<Option<String>>, ServerError>, Error> {
         self.prepared.forget_unnamed();
         self.begin_request(true);
         self.send(Message::Query, Expect::Forward, |out| {
@@ -535,8 +571,7 @@ impl ServerConn {
     /// Takes socket, unread bytes and parameters out; what is left is broken.
     pub fn take_raw(&mut self) -> (Stream, Buffer, Vec<(String, String)>) {
         self.is_broken = true;
-        let (closed, _) = tokio::io::duplex(1);
-        let stream = std::mem::replace(&mut self.stream, Stream::Memory(Box::new(closed)));
+        let stream = std::mem::replace(&mut self.stream, Stream::closed());
         (stream, std::mem::take(&mut self.input), std::mem::take(&mut self.parameters))
     }
 

@@ -99,6 +99,8 @@ impl Session {
             pin_change: pins::Change::None,
             portals: Vec::new(),
             since: std::time::Instant::now(),
+            asked_at: None,
+            is_overdue: false,
             effects: VecDeque::new(),
             named: Vec::new(),
             has_failed: false,
@@ -171,7 +173,9 @@ impl Session {
         client.on_wait();
         let services = self.services.clone();
         let pools = self.pools.clone();
-        let mut checkout = std::pin::pin!(services.pools.checkout(&pools, want));
+        let limit = self.wait_limit();
+        let mut watch = self.watch_queue();
+        let mut checkout = std::pin::pin!(services.pools.checkout_within(&pools, want, limit));
         let mut woken = std::pin::pin!(client.woken());
         let outcome = std::future::poll_fn(|cx| {
             // The server first: a cancel that comes with it is seen by `on_attach`.
@@ -184,6 +188,9 @@ impl Session {
                 }
                 woken.set(client.woken());
                 cx.waker().wake_by_ref();
+            }
+            if watch.poll(cx).is_ready() {
+                refusals::queued().encode(self.output.tail());
             }
             // What it has been answered already need not wait, too.
             if !self.output.is_empty()
@@ -215,8 +222,9 @@ impl Session {
     /// while it waited.
     pub(super) fn hold(&self, checkout: &pool::Checkout) -> bool {
         let server = &checkout.server;
-        let target = CancelTarget { peer: server.peer, pid: server.pid, key: server.key.clone() };
-        server.entry().client.store(self.client.pid, std::sync::atomic::Ordering::Relaxed);
+        let target =
+            CancelTarget { way: server.way.clone(), pid: server.pid, key: server.key.clone() };
+        server.entry().client.store(self.client.number, std::sync::atomic::Ordering::Relaxed);
         self.client.on_attach(target)
     }
 
@@ -356,9 +364,9 @@ fn give_back(checkout: pool::Checkout, client: &Client) {
 pub(super) async fn abandon(attached: &Attached, client: &Arc<Client>, timeout: Duration) {
     let server = &attached.checkout.server;
     if !server.pipeline().is_empty()
-        && let Some(peer) = server.peer
+        && let Some(way) = &server.way
     {
-        drop(server::login::send_cancel(peer, server.pid, &server.key, timeout).await);
+        drop(server::login::send_cancel(way, server.pid, &server.key, timeout).await);
     }
     if let Some(hold) = client.on_detach() {
         hold.cancels_done().await;

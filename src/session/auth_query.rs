@@ -19,6 +19,7 @@ use super::lookup::{Failed, Row, Source};
 use crate::config::Config;
 use crate::fleet::monitor;
 use crate::fleet::{Fleet, FleetSettings};
+use crate::net::tls::Connector;
 use crate::shard_map::{Address, ShardMap};
 
 /// How long a shard may take to have a primary: in a failover, or when a probe is late.
@@ -51,7 +52,15 @@ struct Held {
 struct Connection {
     client: Client,
     carrier: JoinHandle<()>,
-    place: (Address, String),
+    place: Place,
+}
+
+/// Where to ask.
+#[derive(PartialEq, Eq)]
+struct Place {
+    address: Address,
+    tls: Arc<Connector>,
+    database: String,
 }
 
 impl Drop for Connection {
@@ -82,7 +91,7 @@ impl AuthQuery {
     }
 
     /// The primary of the first shard that has one now.
-    async fn place(&self) -> Result<(Address, String), Failed> {
+    async fn place(&self) -> Result<Place, Failed> {
         if let Some(place) = self.place_now() {
             return Ok(place);
         }
@@ -93,19 +102,22 @@ impl AuthQuery {
         self.place_now().ok_or_else(|| failed("no shard has a primary"))
     }
 
-    fn place_now(&self) -> Option<(Address, String)> {
+    fn place_now(&self) -> Option<Place> {
         self.map.shards().iter().find_map(|shard| {
-            let host = self.fleet.shard(shard.id)?.primary()?;
+            let state = self.fleet.shard(shard.id)?;
+            let host = state.primary()?;
             let database = match self.database.as_str() {
                 "" => shard.database.clone(),
                 name => name.to_owned(),
             };
-            Some((shard.hosts().nth(host)?.clone(), database))
+            let address = shard.hosts().nth(host)?.clone();
+            Some(Place { address, tls: state.connector(), database })
         })
     }
 
-    async fn connect(&self, place: (Address, String)) -> Result<Connection, Failed> {
-        let connected = monitor::connect(&place.0, &place.1, &self.settings, TIMEOUT).await;
+    async fn connect(&self, place: Place) -> Result<Connection, Failed> {
+        let Place { address, tls, database } = &place;
+        let connected = monitor::connect(address, tls, database, &self.settings, TIMEOUT).await;
         let (client, carrier) = connected.map_err(|error| failed(&error.to_string()))?;
         let carrier = tokio::spawn(async move { drop(carrier.await) });
         Ok(Connection { client, carrier, place })

@@ -78,16 +78,22 @@ async fn open(
         }
     }
     let name = settings.get("application_name").map_or("", String::as_str);
+    let tls = login.stream.tls_version();
     let newcomer = Newcomer {
         user: &login.user.name,
         database: &login.startup.database,
         application: name,
         peer,
+        tls: tls.as_deref(),
         has_long_key: login.has_long_key,
         server_pid: Some(server.pid),
     };
     let client = services.directory.enter(newcomer).ok_or_else(refusals::too_many_clients)?;
-    client.on_attach(CancelTarget { peer: server.peer, pid: server.pid, key: server.key.clone() });
+    client.on_attach(CancelTarget {
+        way: server.way.clone(),
+        pid: server.pid,
+        key: server.key.clone(),
+    });
     Ok((checkout, client))
 }
 
@@ -109,9 +115,9 @@ async fn pass(login: &mut Login, checkout: Checkout, client: &Client) -> std::io
     let stream = &mut login.stream;
     let passed = relay(stream, &mut to_client, &mut server, &mut to_server).await;
     // The client may have gone without a word: the server rolls back and ends.
-    let mut farewell = Buffer::default();
-    frontend::write_terminate(farewell.tail());
-    drop(tokio::time::timeout(REFUSAL_TIMEOUT, server.drain(&mut farewell)).await);
+    // Behind what is not written yet, of which a part may be encrypted already.
+    frontend::write_terminate(to_server.tail());
+    drop(tokio::time::timeout(REFUSAL_TIMEOUT, server.drain(&mut to_server)).await);
     client.on_detach();
     passed
 }

@@ -17,6 +17,7 @@ use bytes::Bytes;
 use tokio::sync::Notify;
 
 use super::pins::Pins;
+use crate::net::Way;
 use crate::server::login;
 
 /// Bytes of the secret key of protocol 3.0.
@@ -57,6 +58,8 @@ pub struct Newcomer<'a> {
     pub application: &'a str,
     /// Where it comes from.
     pub peer: Option<std::net::SocketAddr>,
+    /// Protocol and cipher of its TLS.
+    pub tls: Option<&'a str>,
     /// It speaks protocol 3.2, and so can be given a long key.
     pub has_long_key: bool,
     /// The process id of the server that it keeps for good; `None`: one of pgward's own.
@@ -87,6 +90,8 @@ pub struct Client {
     pub database: Arc<str>,
     /// Where it comes from.
     pub peer: Option<std::net::SocketAddr>,
+    /// Protocol and cipher of its TLS.
+    pub tls: Option<Box<str>>,
     /// When it came.
     pub since: SystemTime,
     /// Its application_name at login.
@@ -119,8 +124,7 @@ pub struct Hold {
 }
 
 impl Hold {
-    /// Returns when no cancel is on its way any more. Only after [`Client::on_detach`], which lets
-    /// no new one begin.
+    /// Returns when no cancel is on its way any more; after [`Client::on_detach`] no new one begins.
     pub async fn cancels_done(&self) {
         loop {
             let done = self.done.notified();
@@ -135,8 +139,8 @@ impl Hold {
 /// Where a cancel request has to go.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CancelTarget {
-    /// The host as the server connection reached it.
-    pub peer: Option<std::net::SocketAddr>,
+    /// As the server connection went.
+    pub way: Option<Arc<Way>>,
     /// The server's process id.
     pub pid: i32,
     /// The server's key.
@@ -179,6 +183,7 @@ impl Directory {
             user: newcomer.user.into(),
             database: newcomer.database.into(),
             peer: newcomer.peer,
+            tls: newcomer.tls.map(Box::from),
             since: SystemTime::now(),
             application: newcomer.application.into(),
             running: Mutex::default(),
@@ -319,31 +324,58 @@ impl Client {
         }
     }
 
+    /// Returns when no cancel is on its way to the server that it holds.
+    pub async fn cancels_done(&self) {
+        let hold = match &*lock(&self.running) {
+            Running::On(hold) => hold.clone(),
+            _ => return,
+        };
+        hold.cancels_done().await;
+    }
+
+    /// Cancels what runs now for a reason of pgward's own, without waiting for it.
+    pub fn cancel_soon(&self, timeout: Duration) {
+        if let Some(on_its_way) = self.begin_cancel() {
+            tokio::spawn(on_its_way.deliver(timeout));
+        }
+    }
+
     /// Cancels what runs now, and no other client's query: see [`Directory::cancel`].
     pub async fn cancel(&self, timeout: Duration) {
-        let hold = match &mut *lock(&self.running) {
-            Running::Idle => return,
+        if let Some(on_its_way) = self.begin_cancel() {
+            on_its_way.deliver(timeout).await;
+        }
+    }
+
+    fn begin_cancel(&self) -> Option<OnItsWay> {
+        match &mut *lock(&self.running) {
+            Running::Idle => None,
             Running::Waiting(is_cancelled) => {
                 *is_cancelled = true;
                 self.wake.notify_waiters();
-                return;
+                None
             }
             // Under the lock: whoever detaches after this sees the cancel.
             Running::On(hold) => {
                 hold.cancels.fetch_add(1, Ordering::AcqRel);
-                OnItsWay(hold.clone())
+                Some(OnItsWay(hold.clone()))
             }
-        };
-        let target = &hold.0.target;
-        let Some(peer) = target.peer else { return };
-        if login::send_cancel(peer, target.pid, &target.key, timeout).await.is_err() {
-            tracing::debug!(pid = target.pid, "cancel request did not reach the server");
         }
     }
 }
 
 /// Ends with its future too: a cancel that dies must not hold the server for ever.
 struct OnItsWay(Arc<Hold>);
+
+impl OnItsWay {
+    async fn deliver(self, timeout: Duration) {
+        let target = &self.0.target;
+        let Some(way) = &target.way else { return };
+        if login::send_cancel(way, target.pid, &target.key, timeout).await.is_err() {
+            tracing::debug!(pid = target.pid, "cancel request did not reach the server");
+        }
+    }
+}
 
 impl Drop for OnItsWay {
     fn drop(&mut self) {
@@ -367,7 +399,7 @@ mod tests {
     use super::*;
 
     fn target(pid: i32) -> CancelTarget {
-        CancelTarget { peer: None, pid, key: Bytes::from_static(b"key!") }
+        CancelTarget { way: None, pid, key: Bytes::from_static(b"key!") }
     }
 
     #[test]
@@ -439,7 +471,10 @@ mod tests {
         let directory = Arc::new(Directory::default());
         let client = directory.enter(Newcomer::default()).unwrap();
         client.on_wait();
-        assert!(client.on_attach(CancelTarget { peer: Some(address), ..target(7) }));
+        assert!(
+            client
+                .on_attach(CancelTarget { way: Some(Arc::new(Way::plain(address))), ..target(7) })
+        );
         let (pid, key) = (client.pid, client.key.clone());
         let sender = directory.clone();
         let cancel = tokio::spawn(async move {

@@ -1,5 +1,5 @@
-//! From a new connection to a login: [`hello`] answers the packets of the start, negotiates the
-//! version, and lets the client prove who it is.
+//! From a new connection to a login: [`hello`] answers the packets of the start, shakes hands for
+//! TLS, negotiates the version, and lets the client prove who it is.
 //!
 //! Linear: each step takes what the one before returned. Before the proof nothing is kept of the
 //! client but one message of at most 10,000 bytes, and the whole has one deadline. `proxy` calls
@@ -17,7 +17,10 @@ use tokio::time::Instant;
 use super::lookup::Lookup;
 use super::prove;
 use crate::auth::hba::CONSOLE_DATABASES;
+use crate::auth::scram::EndPoint;
 use crate::auth::{User, Users};
+use crate::config::Admin;
+use crate::net::tls::Acceptor;
 use crate::net::{Buffer, Origin, Stream};
 use crate::route::Hospitals;
 use crate::shard_map::{HospitalId, ShardId};
@@ -29,10 +32,14 @@ use crate::wire::{self, HEADER_BYTES, sqlstate};
 /// Most bytes that a client may have sent and not had read before it has logged in, and so the
 /// largest message until then (Postgres takes 64 kB of a password; no proof needs that).
 const BYTES_MAX: usize = *startup::PACKET_BYTES.end();
+/// First byte of a TLS handshake.
+const TLS_HANDSHAKE: u8 = 0x16;
 
 /// What a client is let in by.
 #[derive(Debug)]
 pub struct Door<'a> {
+    /// TLS, if clients get it.
+    pub tls: Option<&'a ClientTls>,
     /// Who clients may be, and how they prove it.
     pub users: &'a Users,
     /// Where users are looked up that are not among those.
@@ -42,6 +49,43 @@ pub struct Door<'a> {
     /// Why nobody gets in now (too many clients, draining, no shard known yet); said to a
     /// StartupMessage, while cancel requests still get through.
     pub refusal: Option<ErrorReply>,
+    /// Whose console gets in none the less.
+    pub reserved_for: Option<&'a Admin>,
+}
+
+impl<'a> Door<'a> {
+    /// What a proof over TLS may be bound to.
+    pub(super) fn end_point(&self) -> Option<&'a EndPoint> {
+        self.tls.and_then(|tls| tls.end_point.as_ref())
+    }
+
+    /// Why this one doesn't get in. Who it is has not been proven: that comes behind this.
+    fn refusal_of(&self, startup: &StartupParams) -> Option<&ErrorReply> {
+        let is_reserved = |admin: &Admin| {
+            let mut users = admin.admin_users.iter().chain(&admin.stats_users);
+            CONSOLE_DATABASES.contains(&startup.database.as_str())
+                && users.any(|user| *user == startup.user)
+        };
+        self.refusal.as_ref().filter(|_| !self.reserved_for.is_some_and(is_reserved))
+    }
+}
+
+/// TLS with clients.
+#[derive(Debug)]
+pub struct ClientTls {
+    /// Shakes hands.
+    pub acceptor: Acceptor,
+    /// What a proof over it may be bound to.
+    end_point: Option<EndPoint>,
+}
+
+impl ClientTls {
+    /// With what `acceptor` can do.
+    pub fn new(acceptor: Acceptor) -> Self {
+        let end_point =
+            acceptor.end_point().and_then(|(pem, hash)| EndPoint::new(pem, hash.to_vec()));
+        Self { acceptor, end_point }
+    }
 }
 
 /// What a new connection is for.
@@ -102,6 +146,9 @@ pub enum Error {
     /// The socket failed.
     #[error("{0}")]
     Io(#[from] io::Error),
+    /// TLS was agreed on and did not come about.
+    #[error("no TLS: {0}")]
+    Tls(io::Error),
     /// Not the protocol at all, a port scan perhaps: closed without a word.
     #[error("{0}")]
     NotPostgres(wire::Error),
@@ -177,12 +224,16 @@ enum Entered {
 }
 
 async fn enter(client: &mut Conversation, door: &Door<'_>) -> Result<Entered, Error> {
-    let (minor, startup) = match purpose(client).await? {
+    let (minor, startup) = match purpose(client, door.tls.map(|tls| &tls.acceptor)).await? {
         Purpose::Cancel(pid, key) => return Ok(Entered::Cancel(pid, key)),
         Purpose::Login(minor, params) => (minor, params?),
     };
-    if let Some(refusal) = &door.refusal {
+    if let Some(refusal) = door.refusal_of(&startup) {
         return Err(refusal.clone().into());
+    }
+    let is_required = door.tls.is_some_and(|tls| tls.acceptor.is_required());
+    if is_required && !client.stream.is_tls() && !client.stream.is_local() {
+        return Err(Error::refused(sqlstate::INVALID_AUTHORIZATION, "SSL required"));
     }
     // As Postgres 18: never more than was asked for, and said only where it is less, or where an
     // option is unknown. (libpq 19 asks for 3.9999 and an option that nobody has, to see that.)
@@ -211,9 +262,17 @@ enum Opening {
     Purpose(Purpose),
 }
 
-/// Declines encryption, each kind once, until the client says what it is here for.
-async fn purpose(client: &mut Conversation) -> Result<Purpose, Error> {
+/// Answers requests for encryption, each kind once, until the client says what it is here for.
+async fn purpose(client: &mut Conversation, tls: Option<&Acceptor>) -> Result<Purpose, Error> {
+    // Over a Unix socket nobody is offered TLS, as Postgres has it.
+    let tls = tls.filter(|_| !client.stream.is_local());
     let (mut has_asked_ssl, mut has_asked_gss) = (false, false);
+    if let Some(acceptor) = tls
+        && client.begins_with_tls().await?
+    {
+        client.start_tls(acceptor, true).await?;
+        (has_asked_ssl, has_asked_gss) = (true, true);
+    }
     loop {
         let (asked, minor) = match client.packet().await? {
             Opening::Purpose(purpose) => return Ok(purpose),
@@ -225,7 +284,15 @@ async fn purpose(client: &mut Conversation) -> Result<Purpose, Error> {
         if std::mem::replace(asked, true) {
             return Err(wire::Error::UnsupportedProtocol { major: 1234, minor }.into());
         }
-        client.decline_encryption().await?;
+        match tls {
+            Some(acceptor) if minor == 5679 => {
+                client.answer_encryption(b"S").await?;
+                client.start_tls(acceptor, false).await?;
+                // Encryption inside encryption: no.
+                has_asked_gss = true;
+            }
+            _ => client.answer_encryption(b"N").await?,
+        }
     }
 }
 
@@ -294,6 +361,10 @@ impl Conversation {
         self.stream.origin()
     }
 
+    pub(super) fn is_tls(&self) -> bool {
+        self.stream.is_tls()
+    }
+
     pub(super) async fn flush(&mut self) -> Result<(), Error> {
         Ok(self.stream.drain(&mut self.output).await?)
     }
@@ -327,13 +398,33 @@ impl Conversation {
         }
     }
 
-    /// Says no to a request for encryption. The client waits for the answer, so what lies behind
-    /// the request was put there by somebody who wants it taken for the encrypted part.
-    async fn decline_encryption(&mut self) -> Result<(), Error> {
+    /// Whether the client begins with a TLS handshake, unasked (manual: "Direct TLS"): no packet of
+    /// the start begins with such a byte, it would be too long by far.
+    async fn begins_with_tls(&mut self) -> Result<bool, Error> {
+        if self.input.is_empty() {
+            self.fill().await?;
+        }
+        Ok(self.input.as_slice().first() == Some(&TLS_HANDSHAKE))
+    }
+
+    /// Shakes hands; all that follows is encrypted.
+    async fn start_tls(&mut self, acceptor: &Acceptor, is_direct: bool) -> Result<(), Error> {
+        let plain = std::mem::replace(&mut self.stream, Stream::closed());
+        // Boxed: a handshake is large, and most logins have none.
+        let accepting = Box::pin(plain.accept_tls(acceptor, self.input.as_slice(), is_direct));
+        self.stream = accepting.await.map_err(Error::Tls)?;
+        self.input.clear();
+        Ok(())
+    }
+
+    /// Says yes or no to a request for encryption. The client waits for the answer, so what lies
+    /// behind the request was put there by somebody who wants it taken for the encrypted part
+    /// (CVE-2021-23214).
+    async fn answer_encryption(&mut self, answer: &[u8]) -> Result<(), Error> {
         if !self.input.is_empty() {
             return Err(Error::violation("received unencrypted data after an encryption request"));
         }
-        self.output.push(b"N");
+        self.output.push(answer);
         self.flush().await
     }
 

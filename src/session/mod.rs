@@ -23,6 +23,7 @@ mod relay;
 mod run;
 mod settle;
 pub mod statements;
+mod timeouts;
 pub mod welcome;
 pub mod writes;
 
@@ -47,6 +48,7 @@ use block::Block;
 use directory::{Client, Directory};
 use params::Ledger;
 use statements::{Names, Statements, Store};
+use timeouts::Overdue;
 
 /// Bytes for the client beyond which it must read before more is done for it.
 const OUTPUT_BYTES_MAX: usize = 256 << 10;
@@ -119,6 +121,8 @@ pub struct Session {
     mode: PoolMode,
     /// See [`Self::has_own_server`].
     is_own: bool,
+    /// Its login has been answered: before that drivers take no notices.
+    is_greeted: bool,
     /// A batch failed without a server: what follows is dropped up to its Sync.
     is_skipping: bool,
     /// `Fleet::now` at the outcome of its last write; 1 before the first.
@@ -147,6 +151,10 @@ pub(crate) struct Attached {
     portals: Vec<batch::Portal>,
     /// When it was borrowed.
     since: std::time::Instant,
+    /// When what it owes was asked for; kept only where `query_timeout` is.
+    asked_at: Option<tokio::time::Instant>,
+    /// `query_timeout` has passed: it has been told to cancel.
+    is_overdue: bool,
     /// What the statements under way do to the session, in the order of their replies.
     effects: std::collections::VecDeque<run::Confirmed>,
     /// Names that the batch under way gave away, whose Parse may still fail.
@@ -209,6 +217,7 @@ impl Session {
     /// Waits for bytes of the client; while a server is held, for its bytes too.
     async fn idle(&mut self) -> Result<(), End> {
         let client = self.client.clone();
+        let mut watch = self.watch_idle();
         // Race: a kill between the look and the wait must not be missed.
         let mut woken = std::pin::pin!(client.woken());
         if self.attached.is_none() && client.is_killed() {
@@ -236,6 +245,21 @@ impl Session {
                     }
                     // A cancel that came too late: the next wake may be the one that counts.
                     woken.set(client.woken());
+                }
+            }
+            while let Poll::Ready(overdue) = watch.poll(cx) {
+                let Some(mut attached) = self.attached.take() else {
+                    let reply = match overdue {
+                        Overdue::IdleTransaction => refusals::idle_transaction_timeout(),
+                        _ => refusals::client_idle_timeout(),
+                    };
+                    return Poll::Ready(Err(End::Fatal(reply)));
+                };
+                let outcome = self.on_overdue(&mut attached, overdue);
+                self.attached = Some(attached);
+                match outcome {
+                    Ok(next) => watch = next,
+                    Err(end) => return Poll::Ready(Err(end)),
                 }
             }
             Poll::Pending

@@ -9,7 +9,7 @@ use std::time::SystemTime;
 
 use super::login::{Conversation, Door, Error};
 use super::lookup::Failed;
-use crate::auth::scram::{self, ServerExchange};
+use crate::auth::scram::{self, Channel, ServerExchange};
 use crate::auth::{self, Asked, Method, PassKeys, Secret, User};
 use crate::route::refusals;
 use crate::wire::backend::{self, ErrorReply};
@@ -109,6 +109,7 @@ impl Claim<'_> {
                 let message = "malformed SCRAM message";
                 ErrorReply::fatal(sqlstate::PROTOCOL_VIOLATION, message).with_detail(what).into()
             }
+            auth::Error::Channel(what) => refusals::no_login(what.to_owned()).into(),
             auth::Error::Denied | auth::Error::Impostor | auth::Error::OtherVerifier => {
                 refusals::login_failed(self.name).into()
             }
@@ -164,21 +165,31 @@ async fn md5(client: &mut Conversation, claim: &mut Claim<'_>) -> Result<Arc<Use
     }
 }
 
-/// SCRAM-SHA-256.
+/// SCRAM-SHA-256, bound to the TLS connection if there is one and the client can.
 async fn sasl(client: &mut Conversation, claim: &Claim<'_>) -> Result<Arc<User>, Error> {
-    backend::write_authentication_sasl(client.output.tail(), &[scram::MECHANISM]);
+    let end_point = claim.door.end_point().filter(|_| client.is_tls());
+    let mechanisms: &[&str] = match end_point {
+        Some(_) => &[scram::MECHANISM_PLUS, scram::MECHANISM],
+        None => &[scram::MECHANISM],
+    };
+    backend::write_authentication_sasl(client.output.tail(), mechanisms);
     client.flush().await?;
 
     let body = client.proof_message("a SASL response").await?;
     let initial = SaslInitial::read(&body)?;
-    if initial.mechanism != scram::MECHANISM.as_bytes() {
-        let message = "client selected an invalid SASL authentication mechanism";
-        return Err(Error::violation(message));
-    }
+    let channel = match end_point {
+        Some(end) if initial.mechanism == scram::MECHANISM_PLUS.as_bytes() => Channel::Bound(end),
+        Some(end) if initial.mechanism == scram::MECHANISM.as_bytes() => Channel::Declined(end),
+        None if initial.mechanism == scram::MECHANISM.as_bytes() => Channel::Unbound,
+        _ => {
+            let message = "client selected an invalid SASL authentication mechanism";
+            return Err(Error::violation(message));
+        }
+    };
     let client_first = initial.data.unwrap_or_default();
     let verifier = claim.door.users.verifier(claim.name, claim.user.as_deref());
-    let (server_first, exchange) =
-        ServerExchange::start(client_first, &verifier).map_err(|error| claim.unproven(error))?;
+    let (server_first, exchange) = ServerExchange::start_on(channel, client_first, &verifier)
+        .map_err(|error| claim.unproven(error))?;
     backend::write_authentication_sasl_continue(client.output.tail(), &server_first);
     client.flush().await?;
 

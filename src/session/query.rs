@@ -198,6 +198,7 @@ impl Session {
 
     /// In a failed block only its end is accepted.
     pub(super) fn check_failed(&self, analysis: &Analysis) -> Result<(), ErrorReply> {
+        self.check_mode(analysis)?;
         let has_failed = match &self.attached {
             Some(attached) => attached.checkout.server.pipeline().status() == TxnStatus::Failed,
             None => matches!(self.block, Block::Failed(_)),

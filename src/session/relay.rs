@@ -8,6 +8,7 @@ use std::task::{Context, Poll};
 use super::attach::{abandon, server_role};
 use super::run::{Confirmed, apply, resets};
 use super::settle::CANCEL_TIMEOUT;
+use super::timeouts::Overdue;
 use super::{Attached, End, OUTPUT_BYTES_MAX, READ_AHEAD_BYTES, Session, violation};
 use crate::server::{self, Copy, Reply, ServerConn};
 use crate::wire::{self, TxnStatus, frontend};
@@ -37,6 +38,8 @@ pub(super) struct Running {
     pub has_changed: bool,
     /// SQLSTATE of the server's farewell.
     pub last_words: Option<String>,
+    /// The client has an error of this request already.
+    pub has_told: bool,
     /// The farewell itself.
     pub farewell: Option<bytes::Bytes>,
     may_rerun: bool,
@@ -84,10 +87,27 @@ impl Session {
         until: Until,
         kept: usize,
     ) -> Result<Relayed, End> {
-        let relayed =
-            std::future::poll_fn(|cx| self.poll_relay(cx, attached, running, until, kept)).await;
+        let mut watch = self.watch_request(attached);
+        let relayed = std::future::poll_fn(|cx| {
+            loop {
+                if let Poll::Ready(relayed) = self.poll_relay(cx, attached, running, until, kept) {
+                    return Poll::Ready(relayed);
+                }
+                let Poll::Ready(overdue) = watch.poll(cx) else { return Poll::Pending };
+                match overdue {
+                    // It does not even cancel: what became of the request nobody knows.
+                    Overdue::Obedience => return Poll::Ready(Ok(Relayed::Lost)),
+                    Overdue::Query => Self::end_copy(attached, running.copy_left > 0),
+                    _ => {}
+                }
+                watch = self.on_overdue(attached, overdue)?;
+            }
+        })
+        .await;
         if relayed.is_err() {
             Box::pin(abandon(attached, &self.client, CANCEL_TIMEOUT)).await;
+        } else if attached.asked_at.is_some() {
+            Box::pin(self.end_watch(attached)).await;
         }
         relayed
     }
@@ -196,11 +216,13 @@ impl Session {
                         running.farewell = error.held_back;
                         return Err(server::Error::Closed);
                     }
+                    running.has_told |= error.held_back.is_none();
                     if let Some(bytes) = &error.held_back {
                         if running.may_rerun && is_replica_trouble(error.code()) {
                             running.wants_rerun = true;
                         } else {
                             self.output.push(bytes);
+                            running.has_told = true;
                             server.end_hold();
                         }
                     }

@@ -373,8 +373,11 @@ impl Session {
         self.ledger.rollback();
         self.renew_names();
         self.note_write(hospital);
-        self.services.metrics.on_refusal(reply.sqlstate);
-        reply.encode(self.output.tail());
+        // One error is all that a request gets: one that failed has not taken effect.
+        if !running.has_told {
+            self.services.metrics.on_refusal(reply.sqlstate);
+            reply.encode(self.output.tail());
+        }
         Ok(())
     }
 
@@ -401,6 +404,9 @@ impl Session {
         let Some(mut attached) = self.attached.take() else { return Ok(()) };
         let mut running = Running::new(false);
         let news = self.take_replies(&mut attached, &mut running);
+        if attached.asked_at.is_some() {
+            Box::pin(self.end_watch(&mut attached)).await;
+        }
         if running.has_changed {
             self.renew_names();
         }

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex};
 
 use bytes::BytesMut;
 use quick_cache::sync::Cache;
+use tokio::time::{Instant, timeout_at};
 
 use super::attach::Unattached;
 use super::block::Block;
@@ -63,14 +64,16 @@ impl Default for Greetings {
 }
 
 /// Makes a session of a proven login and greets its client; on a refusal the client's stream comes
-/// back for its last word.
+/// back for its last word. By `deadline`: a shard that does not answer shall not hold it for ever.
 pub async fn welcome(
     services: Arc<Services>,
     login: Login,
     peer: Option<std::net::SocketAddr>,
+    deadline: Instant,
 ) -> Result<Session, (Stream, ErrorReply)> {
     let pools = services.pools.of_user(&login.user.server);
-    let mode = services.config.load().pool.pool_mode;
+    let own_mode = login.user.limits.pool_mode;
+    let mode = own_mode.unwrap_or_else(|| services.config.load().pool.pool_mode);
     // A login that is bound to one hospital is a session of that hospital.
     let bound = match &login.user.rights.hospitals {
         Hospitals::Only(hospitals) if hospitals.len() == 1 => hospitals.first().copied(),
@@ -83,7 +86,10 @@ pub async fn welcome(
     };
     let prepared = match own {
         Some(_) => Ok(Default::default()),
-        None => prepare(&services, &login, &pools).await,
+        None => {
+            let prepared = timeout_at(deadline, prepare(&services, &login, &pools)).await;
+            prepared.unwrap_or_else(|_| Err(refusals::login_timeout_no_server()))
+        }
     };
     let (learnt, settings) = match prepared {
         Ok(prepared) => prepared,
@@ -93,11 +99,13 @@ pub async fn welcome(
     let application = application.map(|(_, value)| application_name(value)).unwrap_or_default();
     let has_long_key = login.has_long_key;
     let (user, database) = (login.user.name.clone(), login.startup.database);
+    let tls = login.stream.tls_version();
     let newcomer = |server_pid| Newcomer {
         user: &user,
         database: &database,
         application: &application,
         peer,
+        tls: tls.as_deref(),
         has_long_key,
         server_pid,
     };
@@ -118,6 +126,7 @@ pub async fn welcome(
         pinned: None,
         mode,
         is_own: false,
+        is_greeted: false,
         is_skipping: false,
         written_at: 1,
         skip_bytes: 0,
@@ -130,7 +139,9 @@ pub async fn welcome(
     let mut greeting = (learnt, settings);
     if let Some(route) = own {
         let enter = |services: &Services, pid| services.directory.enter(newcomer(Some(pid)));
-        match session.take_own_server(route, hospital, &login.startup.settings, enter).await {
+        let taken = session.take_own_server(route, hospital, &login.startup.settings, enter);
+        let taken = timeout_at(deadline, taken).await;
+        match taken.unwrap_or_else(|_| Err(refusals::login_timeout_no_server())) {
             Ok(learnt) => greeting = learnt,
             Err(refusal) => {
                 return Err((session.take_stream(), ErrorReply { severity: "FATAL", ..refusal }));
@@ -141,6 +152,7 @@ pub async fn welcome(
     let (learnt, settings) = greeting;
     let (pid, key) = (session.client.pid, &session.client.key);
     greet(session.output.tail(), &learnt.parameters, &settings, pid, key);
+    session.is_greeted = true;
     Ok(session)
 }
 
@@ -210,8 +222,7 @@ impl Session {
 
     /// For the last word to its client.
     fn take_stream(&mut self) -> Stream {
-        let (closed, _) = tokio::io::duplex(1);
-        std::mem::replace(&mut self.stream, Stream::Memory(Box::new(closed)))
+        std::mem::replace(&mut self.stream, Stream::closed())
     }
 }
 

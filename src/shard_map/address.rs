@@ -1,20 +1,33 @@
-//! Host addresses as the map spells them: `host:port`, the port always said, IPv6 in brackets.
+//! Host addresses as the map spells them: `host:port`, the port always said, IPv6 in brackets, and
+//! `/directory:port` for a Unix socket.
 
 use std::fmt;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-/// host:port of one Postgres server.
+/// What the path of a Unix socket may have (108 on Linux, fewer elsewhere) less the socket's name.
+const DIRECTORY_BYTES_MAX: usize = 103 - "/.s.PGSQL.65535".len();
+
+/// host:port, or directory:port, of one Postgres server.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Address {
-    /// Host name in lower case, or IP address; IPv6 without brackets.
+    /// Host name in lower case, or IP address, IPv6 without brackets; or the absolute directory of a
+    /// Unix socket.
     pub host: String,
-    /// TCP port.
+    /// TCP port; in a directory it is part of the socket's name.
     pub port: u16,
+}
+
+impl Address {
+    /// Its Unix socket; `None` where it is reached by TCP.
+    pub fn socket_path(&self) -> Option<std::path::PathBuf> {
+        let directory = self.host.strip_prefix('/')?;
+        Some(format!("/{directory}/.s.PGSQL.{}", self.port).into())
+    }
 }
 
 impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.host.contains(':') {
+        if self.host.contains(':') && !self.host.starts_with('/') {
             write!(f, "[{}]:{}", self.host, self.port)
         } else {
             write!(f, "{}:{}", self.host, self.port)
@@ -37,6 +50,9 @@ pub enum AddressError {
     /// Brackets around what isn't an IPv6 address.
     #[error("has brackets around what is no IPv6 address")]
     Ipv6,
+    /// A directory whose socket would have too long a path, or with odd characters.
+    #[error("has a directory that is no place for a Unix socket")]
+    Directory,
     /// Neither a name nor an IPv4 address.
     #[error("has a host that is neither a name nor an IP address")]
     Host,
@@ -56,6 +72,7 @@ impl std::str::FromStr for Address {
                 })?;
                 inner.parse::<Ipv6Addr>().map_err(|_| AddressError::Ipv6)?.to_string()
             }
+            None if host.starts_with('/') => directory(host)?,
             None if host.contains(':') => return Err(AddressError::NoBrackets),
             None => name(host)?,
         };
@@ -64,6 +81,18 @@ impl std::str::FromStr for Address {
             Ok(port) if digits && port > 0 => Ok(Self { host, port }),
             _ => Err(AddressError::Port),
         }
+    }
+}
+
+/// Without a slash at the end, so that one socket has one spelling.
+fn directory(path: &str) -> Result<String, AddressError> {
+    let path = path.trim_end_matches('/');
+    let is_plain = path.split('/').skip(1).all(|name| !matches!(name, "" | "." | ".."));
+    let is_printable = !path.contains(|c: char| c.is_control() || c == '{' || c == '}');
+    if path.len() <= DIRECTORY_BYTES_MAX && is_plain && is_printable && path.starts_with('/') {
+        Ok(path.to_owned())
+    } else {
+        Err(AddressError::Directory)
     }
 }
 
@@ -110,7 +139,14 @@ mod tests {
             ("1:5432", Err(AddressError::Host)),
             ("pg 1:5432", Err(AddressError::Host)),
             ("pg-{id}:5432", Err(AddressError::Host)),
-            ("/var/run/postgresql:5432", Err(AddressError::Host)),
+            ("/var/run/postgresql:5432", Ok("/var/run/postgresql:5432")),
+            ("/Run/A:b/:5432", Ok("/Run/A:b:5432")),
+            ("/var/run/postgresql", Err(AddressError::NoPort)),
+            ("/:5432", Err(AddressError::Directory)),
+            ("/a//b:5432", Err(AddressError::Directory)),
+            ("/a/../b:5432", Err(AddressError::Directory)),
+            ("/a/{id}:5432", Err(AddressError::Directory)),
+            ("run/postgresql:5432", Err(AddressError::Host)),
             ("-pg:5432", Err(AddressError::Host)),
         ];
         for (text, want) in cases {

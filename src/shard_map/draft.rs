@@ -8,7 +8,7 @@ use std::ops::{Range, RangeInclusive};
 
 use crate::document::{Fields, Report, Spanned};
 
-use super::{Address, Shard, ShardId, ranges};
+use super::{Address, Shard, ShardId, ShardTls, ranges};
 
 /// Buckets of a map; also bounds the bucket table.
 pub(super) const MODULUS_MAX: u32 = 1 << 16;
@@ -27,6 +27,7 @@ pub(super) struct Draft {
     primary: Option<Spanned<Address>>,
     replicas: Vec<Spanned<Address>>,
     database: Option<String>,
+    tls: ShardTls,
 }
 
 /// `[[shard]]` and `[[shards]]`, in that order.
@@ -80,6 +81,7 @@ fn read_shard(
             Some(name) => check_name(report, &name),
             None => map_database.map(str::to_owned),
         },
+        tls: ShardTls::read(report, &mut table),
     };
     table.finish();
     draft
@@ -97,6 +99,7 @@ fn read_group(
     let primary = table.string("primary");
     let replicas = table.strings("replicas");
     let database = table.string("database");
+    let tls = ShardTls::read(report, &mut table);
     let span = table.span().clone();
     table.finish();
     let Some(ids_text) = ids_text else { return vec![unread(&span)] };
@@ -125,6 +128,7 @@ fn read_group(
             primary: primary.as_ref().and_then(host),
             replicas: replicas.iter().filter_map(host).collect(),
             database,
+            tls: tls.clone(),
         }
     });
     drafts.collect()
@@ -140,6 +144,7 @@ fn unread(span: &Range<usize>) -> Draft {
         primary: None,
         replicas: Vec::new(),
         database: None,
+        tls: ShardTls::default(),
     }
 }
 
@@ -326,6 +331,7 @@ pub(super) fn shards_by_id(drafts: Vec<Draft>) -> Vec<Shard> {
             primary: draft.primary?.into_inner(),
             replicas: draft.replicas.into_iter().map(Spanned::into_inner).collect(),
             database: draft.database?,
+            tls: draft.tls,
         })
     });
     let mut shards: Vec<Shard> = shards.collect();

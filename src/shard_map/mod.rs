@@ -14,6 +14,7 @@ mod mint;
 mod parse;
 mod ranges;
 pub mod source;
+mod tls;
 
 use std::collections::HashMap;
 
@@ -21,6 +22,7 @@ pub use address::{Address, AddressError};
 pub use diff::{BucketMove, HospitalMove, HostMove, MapDiff};
 pub use hospital::HospitalId;
 pub use mint::{MintError, UuidVersion, mint};
+pub use tls::{ShardTls, SslMode};
 
 /// A shard's number, 0-based.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -45,6 +47,8 @@ pub struct Shard {
     pub replicas: Vec<Address>,
     /// Database on these hosts.
     pub database: String,
+    /// How they are spoken to, where that is not as for all.
+    pub tls: ShardTls,
 }
 
 impl Shard {
@@ -187,6 +191,13 @@ impl ShardMap {
     /// Where its rows are, whether or not it may be reached.
     fn place(&self, hospital: HospitalId) -> ShardId {
         self.hospitals.get(&hospital).copied().unwrap_or_else(|| self.owner_of(hospital))
+    }
+
+    /// Files that the map names are relative to `folder`.
+    fn resolve(&mut self, folder: &std::path::Path) {
+        for shard in &mut self.shards {
+            shard.tls.resolve(folder);
+        }
     }
 
     fn owner_of(&self, hospital: HospitalId) -> ShardId {

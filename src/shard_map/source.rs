@@ -13,10 +13,12 @@ use crate::document::{self, LoadError};
 
 use super::{MapDiff, ShardMap};
 
-/// Reads the map in `path`.
+/// Reads the map in `path`; files that it names are relative to it.
 pub fn load(path: &Path) -> Result<ShardMap, LoadError> {
     let text = document::read(path)?;
-    Ok(ShardMap::parse(&path.display().to_string(), &text)?)
+    let mut map = ShardMap::parse(&path.display().to_string(), &text)?;
+    map.resolve(path.parent().unwrap_or(Path::new("")));
+    Ok(map)
 }
 
 /// The running map.

@@ -32,6 +32,12 @@ pub const TOO_MANY_CONNECTIONS: &str = "53300";
 pub const CANNOT_CONNECT_NOW: &str = "57P03";
 /// Cancelled by the client, or timed out waiting for a server.
 pub const QUERY_CANCELED: &str = "57014";
+/// Idle for too long in a transaction.
+pub const IDLE_IN_TRANSACTION_TIMEOUT: &str = "25P03";
+/// The transaction lasted too long.
+pub const TRANSACTION_TIMEOUT: &str = "25P04";
+/// Idle for too long outside a transaction.
+pub const IDLE_SESSION_TIMEOUT: &str = "57P05";
 /// pgward is draining.
 pub const ADMIN_SHUTDOWN: &str = "57P01";
 /// The peer broke the protocol.

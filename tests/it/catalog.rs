@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use pgward::catalog::{self, CatalogStore};
 use pgward::cli::local::{Options, Postgres, Sandbox};
 use pgward::fleet::{Fleet, FleetSettings};
+use pgward::net::tls::Connector;
 use pgward::shard_map::{Shard, ShardId};
 use pgward::sql::{Declared, RelationFact};
 
@@ -32,6 +33,7 @@ fn shard(id: u16, host: &Postgres) -> Shard {
         primary: host.address(),
         replicas: vec![],
         database: "postgres".into(),
+        tls: Default::default(),
     }
 }
 
@@ -64,7 +66,9 @@ async fn facts_are_read() {
     let sandbox = Sandbox::new().unwrap_or_else(|error| panic!("these tests need it: {error}"));
     let host = sandbox.primary("one", &Options::default()).expect("a primary");
     host.psql("postgres", OBJECTS).expect("objects");
-    let read = async || catalog::read(&host.address(), "postgres", &settings()).await.unwrap();
+    let read = async || {
+        catalog::read(&host.address(), &Connector::plain(), "postgres", &settings()).await.unwrap()
+    };
     let facts = read().await;
 
     let find = |schema: &str, name: &str| -> &RelationFact {

@@ -100,6 +100,26 @@ fn check_tells_all_problems_of_all_files() {
 }
 
 #[test]
+fn check_reads_the_files_of_tls() {
+    let folder = Folder::new("check-tls");
+    folder.write("users.toml", USERS);
+    folder.write("map.toml", &format!("{MAP}tls = {{ sslmode = \"verify-ca\" }}\n"));
+    folder.write("pgward.crt", "no certificate");
+    let text = "shard_map = \"map.toml\"\n[tls]\nclient_tls_sslmode = \"require\"\n\
+                client_tls_cert_file = \"pgward.crt\"\nclient_tls_key_file = \"pgward.key\"\n";
+    let config = folder.write("pgward.toml", text);
+    let (code, _, stderr) = pgward(&["check", "--config", &config]);
+    assert_eq!(code, 1);
+    for want in [
+        "pgward.crt: has no certificate in PEM\n",
+        "map.toml: the shard map wants shard 0's certificate verified, and names no `ca_file`\n",
+        "2 problems\n",
+    ] {
+        assert!(stderr.contains(want), "{want} in {stderr}");
+    }
+}
+
+#[test]
 fn check_compares_the_files() {
     let folder = Folder::new("together");
     let ward7 = "f47ac10b-58cc-4372-a567-0e02b2c3d479";

@@ -40,6 +40,7 @@ impl Hosts {
             primary: self.primary.address(),
             replicas: vec![self.replica.address()],
             database: "postgres".into(),
+            tls: Default::default(),
         };
         let settings = FleetSettings {
             health_interval: INTERVAL,
@@ -178,6 +179,7 @@ async fn a_host_of_another_cluster_is_not_used() {
         primary: hosts.primary.address(),
         replicas: vec![stranger.address()],
         database: "postgres".into(),
+        tls: Default::default(),
     };
     let (fleet, _) = hosts.fleet("probe");
     let fleet = Fleet::of_shards(&[shard], (**fleet.settings()).clone());
@@ -202,6 +204,7 @@ async fn databases_of_one_server_share_a_probe() {
         primary: hosts.primary.address(),
         replicas: vec![hosts.replica.address()],
         database: database.into(),
+        tls: Default::default(),
     };
     let probes = || {
         let sql = "SELECT string_agg(datname, ' ') FROM pg_stat_activity

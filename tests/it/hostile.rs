@@ -102,7 +102,7 @@ async fn feed(steps: &[Step], bytes: &[u8], cuts: &[usize]) -> (Vec<u8>, Vec<Str
         parameters: Vec::new(),
         pid: 1,
         key: Bytes::from_static(b"key!"),
-        peer: None,
+        way: None,
     });
     conn.begin_request(false);
     for step in steps {

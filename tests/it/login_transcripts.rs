@@ -91,10 +91,14 @@ fn transcripts() {
     }
 }
 
+fn door<'a>(users: &'a Users, database: &'a str) -> Door<'a> {
+    Door { users, lookup: None, database, refusal: None, reserved_for: None, tls: None }
+}
+
 #[test]
 fn a_login_in_progress_is_small() {
     let users = users(AuthType::ScramSha256);
-    let door = Door { users: &users, lookup: None, database: "x", refusal: None };
+    let door = door(&users, "x");
     let (near, _far) = tokio::io::duplex(1);
     let deadline = runtime().block_on(async { Instant::now() });
     let login = hello(Stream::Memory(Box::new(near)), &door, deadline);
@@ -144,8 +148,7 @@ proptest! {
             let (near, mut far) = tokio::io::duplex(1 << 16);
             let login = tokio::spawn(async move {
                 let users = users(method);
-                let door =
-                    Door { users: &users, lookup: None, database: "hospital", refusal: None };
+                let door = door(&users, "hospital");
                 let deadline = Instant::now() + Duration::from_secs(60);
                 outcome(hello(Stream::Memory(Box::new(near)), &door, deadline).await)
             });
@@ -220,7 +223,7 @@ async fn gets_in(auth_type: AuthType, user: &str, secret: &str) -> bool {
             let rules = Rules::parse("hba", rules, &Maps::default(), &|_| Err(String::new()));
             users = users.with_methods(Methods::rules(rules.unwrap(), Maps::default()));
         }
-        let door = Door { users: &users, lookup: None, database: "hospital", refusal: None };
+        let door = door(&users, "hospital");
         let deadline = Instant::now() + Duration::from_secs(60);
         outcome(hello(Stream::Memory(Box::new(near)), &door, deadline).await)
     });
@@ -313,7 +316,7 @@ async fn talk(input: &str) -> String {
     let (near, far) = tokio::io::duplex(1 << 16);
     let login = tokio::spawn(async move {
         let users = users(auth_type);
-        let door = Door { users: &users, lookup: lookup.as_ref(), database: "hospital", refusal };
+        let door = Door { lookup: lookup.as_ref(), refusal, ..door(&users, "hospital") };
         let deadline = Instant::now() + Duration::from_secs(60);
         outcome(hello(Stream::Memory(Box::new(near)), &door, deadline).await)
     });

@@ -184,8 +184,14 @@ fn every_refusal_has_its_words() {
         ("unsupported_protocol", "a protocol other than 3", unsupported_protocol(2, 0)),
         (
             "too_many_clients",
-            "max_client_conn or max_logins_per_address is reached",
+            "max_client_conn is reached, or no process id is free",
             too_many_clients(),
+        ),
+        ("cancels_only", "a login at peer_address", cancels_only()),
+        (
+            "too_many_clients_of",
+            "max_db_client_connections or max_user_client_connections is reached",
+            too_many_clients_of("max_user_client_connections"),
         ),
         (
             "bad_setting",
@@ -223,6 +229,37 @@ fn every_refusal_has_its_words() {
             "query_wait_timeout",
             "no server became free within query_wait_timeout; the connection stays",
             query_wait_timeout(),
+        ),
+        (
+            "queued",
+            "a client has waited for a server for query_wait_notify, and waits on",
+            queued(),
+        ),
+        (
+            "query_timeout",
+            "a request ran for longer than query_timeout; the connection stays",
+            query_timeout(),
+        ),
+        (
+            "transaction_timeout",
+            "a transaction held its server for longer than transaction_timeout",
+            transaction_timeout(),
+        ),
+        (
+            "idle_transaction_timeout",
+            "a client was idle in a transaction for longer than idle_transaction_timeout",
+            idle_transaction_timeout(),
+        ),
+        (
+            "client_idle_timeout",
+            "a client was idle outside a transaction for longer than client_idle_timeout",
+            client_idle_timeout(),
+        ),
+        ("no_blocks", "BEGIN where pool_mode is statement", no_blocks()),
+        (
+            "login_timeout_no_server",
+            "client_login_timeout went by while no server answered",
+            login_timeout_no_server(),
         ),
         (
             "cancelled",

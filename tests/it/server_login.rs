@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use pgward::auth::{ServerCredentials, ServerSecret};
 use pgward::cli::local::{Options, Postgres, Sandbox};
+use pgward::net::tls::Connector;
 use pgward::server::login::{ConnectError, Greeting, Target, connect, send_cancel};
 use pgward::shard_map::Address;
 use pgward::wire::backend::{self, ErrorFields};
@@ -35,7 +36,7 @@ fn postgres() -> (Sandbox, Postgres) {
 fn target(postgres: &Postgres, user: &str, secret: Option<&str>) -> Target {
     let credentials =
         ServerCredentials { user: user.into(), secret: secret.map(ServerSecret::plain) };
-    Target::new(postgres.address(), "postgres".into(), &credentials)
+    Target::new(postgres.address(), Connector::plain(), "postgres".into(), &credentials)
 }
 
 async fn log_in(postgres: &Postgres, user: &str, secret: Option<&str>) -> String {
@@ -91,16 +92,16 @@ async fn every_method_lets_the_right_secret_in() {
 /// A query is cancelled by the key of its greeting, and by no other.
 async fn cancel(postgres: &Postgres) {
     let mut server = connect(&target(postgres, "trusted", None), PATIENCE).await.unwrap();
-    let (peer, pid, key) = (server.peer.unwrap(), server.pid, server.key.clone());
+    let (way, pid, key) = (server.way.clone().unwrap(), server.pid, server.key.clone());
     frontend::write_query(server.buffer.tail(), b"SELECT pg_sleep(60)");
     server.stream.drain(&mut server.buffer).await.unwrap();
-    send_cancel(peer, pid, &[key[0] ^ 1, key[1], key[2], key[3]], PATIENCE).await.unwrap();
+    send_cancel(&way, pid, &[key[0] ^ 1, key[1], key[2], key[3]], PATIENCE).await.unwrap();
     let sent = Instant::now();
     let early = tokio::time::timeout(Duration::from_millis(300), error_of(&mut server)).await;
     assert!(early.is_err(), "cancelled by a wrong key: {early:?}");
     // A cancel that comes before the query runs is lost, as Postgres has it.
     let sqlstate = loop {
-        send_cancel(peer, pid, &key, PATIENCE).await.unwrap();
+        send_cancel(&way, pid, &key, PATIENCE).await.unwrap();
         let wait = Duration::from_millis(200);
         if let Ok(sqlstate) = tokio::time::timeout(wait, error_of(&mut server)).await {
             break sqlstate;

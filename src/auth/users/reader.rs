@@ -7,13 +7,19 @@ use std::time::{Duration, SystemTime};
 use toml::value::{Datetime, Offset};
 
 use super::{
-    ServerCredentials, Source, TEXT_BYTES_MAX, User, is_usable, needs_another, own_secret,
+    ServerCredentials, Source, TEXT_BYTES_MAX, User, UserLimits, is_usable, needs_another,
+    own_secret,
 };
 use crate::auth::secrets::{Secrets, ServerSecret, Stored};
-use crate::config::AuthType;
+use crate::config::{AuthType, PoolMode};
 use crate::document::{Fields, Report, Spanned};
 use crate::route::{CrossHospital, Hospitals, Rights};
 use crate::shard_map::HospitalId;
+
+/// Longest time-out, in seconds: what the configuration takes.
+const SECONDS_MAX: f64 = 1e9;
+/// Most clients of a user, as in the configuration.
+const COUNT_MAX: u64 = 10_000_000;
 
 /// Walks the file; all that is wrong goes into the report.
 pub(super) struct Reader<'r, 't> {
@@ -57,15 +63,42 @@ impl Reader<'_, '_> {
         let valid_until = self.valid_until(&mut table);
         let server = self.server(&mut table, name.as_deref().ok(), secrets.as_ref().ok());
         let rights = self.rights(&mut table);
+        let limits = self.limits(&mut table);
         table.finish();
         Ok(User {
             name: name?,
             rights,
             server: Arc::new(server?),
+            limits,
             is_listed: true,
             valid_until: valid_until?,
             secrets: Arc::new(secrets?),
         })
+    }
+
+    fn limits(&self, table: &mut Fields<'_, '_>) -> UserLimits {
+        let pool_mode = table.string("pool_mode").and_then(|mode| match *mode.get_ref() {
+            "session" => Some(PoolMode::Session),
+            "transaction" => Some(PoolMode::Transaction),
+            "statement" => Some(PoolMode::Statement),
+            _ => {
+                let what = "`pool_mode` must be session, transaction or statement";
+                self.report.at(&mode.span(), what);
+                None
+            }
+        });
+        let count = table.integer("max_user_client_connections", 0..=COUNT_MAX);
+        let mut seconds = |key| table.seconds(key, SECONDS_MAX).map(|seconds| *seconds.get_ref());
+        UserLimits {
+            pool_mode,
+            max_user_client_connections: count
+                .and_then(|count| usize::try_from(*count.get_ref()).ok()),
+            query_timeout: seconds("query_timeout"),
+            query_wait_timeout: seconds("query_wait_timeout"),
+            transaction_timeout: seconds("transaction_timeout"),
+            idle_transaction_timeout: seconds("idle_transaction_timeout"),
+            client_idle_timeout: seconds("client_idle_timeout"),
+        }
     }
 
     fn rights(&self, table: &mut Fields<'_, '_>) -> Rights {

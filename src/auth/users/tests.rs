@@ -259,6 +259,45 @@ fn trust_needs_no_secret() {
 }
 
 #[test]
+fn limits_of_a_user_are_read() {
+    let text = "
+        [[user]]
+        name = 'a'
+        secret = 'x'
+        pool_mode = 'statement'
+        max_user_client_connections = 7
+        query_timeout = 0
+        query_wait_timeout = 1.5
+        transaction_timeout = 0x10
+        [[user]]
+        name = 'b'
+        secret = 'x'
+    ";
+    let users = parse(text).expect("fine");
+    let limits = &users.get("a").expect("a").limits;
+    let want = UserLimits {
+        pool_mode: Some(PoolMode::Statement),
+        max_user_client_connections: Some(7),
+        query_timeout: Some(0.0),
+        query_wait_timeout: Some(1.5),
+        transaction_timeout: Some(16.0),
+        ..UserLimits::default()
+    };
+    assert_eq!(*limits, want);
+    assert_eq!(users.get("b").expect("b").limits, UserLimits::default());
+    for (line, words) in [
+        ("pool_mode = 'row'", "`pool_mode` must be session, transaction or statement"),
+        ("query_timeout = -1", "`query_timeout` must be seconds from 0 to 1000000000, not -1"),
+        ("query_timeout = nan", "`query_timeout` must be seconds"),
+        ("client_idle_timeout = '1 s'", "`client_idle_timeout` must be seconds"),
+    ] {
+        let text = format!("[[user]]\nname = 'a'\nsecret = 'x'\n{line}");
+        let problems = parse(&text).expect_err(line).to_string();
+        assert!(problems.contains(words), "{line}: {problems}");
+    }
+}
+
+#[test]
 fn salts_outlive_a_reload_for_known_and_unknown_names() {
     let text = "[[user]]\nname = 'a'\nsecret = 'b'\n";
     let server_first = |users: &Users, name: &str| {
@@ -328,7 +367,9 @@ secret = 123456
     let keys = "`name`, `secret`, `secret_env`, `secret_file`, `previous_secret`, \
                 `previous_secret_env`, `previous_secret_file`, `valid_until`, `server_user`, `server_secret`, \
                 `server_secret_env`, `server_secret_file`, `hospital`, `hospitals`, \
-                `shard_access`, `cross_hospital`";
+                `shard_access`, `cross_hospital`, `pool_mode`, `max_user_client_connections`, \
+                `query_timeout`, `query_wait_timeout`, `transaction_timeout`, \
+                `idle_transaction_timeout`, `client_idle_timeout`";
     let want = [
         "1:1: unknown key `colour`; known: `user`",
         "2:1: `name` is missing in [[user]]",

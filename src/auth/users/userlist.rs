@@ -5,7 +5,9 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use super::{ServerCredentials, TEXT_BYTES_MAX, User, is_usable, needs_another, own_secret};
+use super::{
+    ServerCredentials, TEXT_BYTES_MAX, User, UserLimits, is_usable, needs_another, own_secret,
+};
 use crate::auth::secrets::{Secrets, Stored};
 use crate::config::AuthType;
 use crate::document::{Problems, Report};
@@ -63,6 +65,7 @@ fn user(line: &str, auth_type: AuthType) -> Result<User, String> {
         server: Arc::new(ServerCredentials { user: name.clone(), secret: own_secret(&secrets) }),
         name,
         rights: Rights::default(),
+        limits: UserLimits::default(),
         is_listed: true,
         valid_until: None,
         secrets: Arc::new(secrets),

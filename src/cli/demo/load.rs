@@ -196,6 +196,7 @@ mod tests {
             primary: Address { host: format!("host{id}"), port: 5432 },
             replicas: Vec::new(),
             database: "hospital".to_owned(),
+            tls: Default::default(),
         };
         let shards = (0..).zip(SHARD_REGIONS).map(|(id, region)| shard(id, region)).collect();
         let map = ShardMap::even(100, "hospital", shards);

@@ -17,7 +17,7 @@ fn target(secret: Option<&str>) -> Target {
 fn target_with(secret: Option<ServerSecret>) -> Target {
     let credentials = ServerCredentials { user: "app".into(), secret };
     let address = Address { host: "localhost".into(), port: 5432 };
-    Target::new(address, "shard0".into(), &credentials)
+    Target::new(address, Connector::plain(), "shard0".into(), &credentials)
 }
 
 /// Logs in to a server that says `bytes`, whatever it hears, and then ends.
@@ -84,7 +84,7 @@ async fn a_greeting_has_what_the_server_said() {
     let parameters = parameters.map(|(name, value)| (name.to_owned(), value.to_owned()));
     assert_eq!(greeting.parameters, parameters);
     assert_eq!((greeting.pid, &greeting.key[..]), (77, KEY));
-    assert_eq!((greeting.buffer.as_slice(), greeting.peer), (&b"more"[..], None));
+    assert_eq!((greeting.buffer.as_slice(), greeting.way), (&b"more"[..], None));
 }
 
 #[tokio::test]
@@ -273,7 +273,7 @@ async fn a_server_that_says_nothing_costs_only_the_timeout() {
     silent.address = Address { host: "127.0.0.1".into(), port: peer.port() };
     let error = connect(&silent, Duration::from_secs(15)).await.unwrap_err();
     assert!(matches!(error, ConnectError::TimedOut), "{error}");
-    let error = send_cancel(peer, 1, KEY, Duration::from_secs(15)).await.unwrap_err();
+    let error = send_cancel(&Way::plain(peer), 1, KEY, Duration::from_secs(15)).await.unwrap_err();
     assert!(matches!(error, ConnectError::TimedOut), "{error}");
 }
 
@@ -288,7 +288,7 @@ async fn a_cancel_request_waits_for_the_end() {
         let (packet, _) = startup::peek(&heard[..n]).unwrap().unwrap();
         assert_eq!(packet, startup::Packet::Cancel { pid: 77, key: KEY });
     });
-    send_cancel(peer, 77, KEY, Duration::from_secs(15)).await.unwrap();
+    send_cancel(&Way::plain(peer), 77, KEY, Duration::from_secs(15)).await.unwrap();
     server.await.unwrap();
 }
 

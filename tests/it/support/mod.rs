@@ -4,6 +4,7 @@
 //! started once per run and ends with this process. A test that breaks servers starts its own. Rows
 //! are told apart by hospital: each test makes its own hospitals.
 
+pub mod certs;
 mod client;
 mod dice;
 pub mod fake;
@@ -15,9 +16,9 @@ mod ward;
 
 pub use client::{Id, refusal, simple, sqlstate, tell, value};
 pub use dice::Dice;
-pub use raw::{Message, Raw, batch};
+pub use raw::{Cancellable, Login, Message, Raw, batch, code_of, send_cancel, words_of};
 pub use shards::{REFERENCE_ROWS, SCHEMA, Shards, hospital_on, one_shard_map, shards};
-pub use ward::{USERS, Ward, WardOptions, http_get};
+pub use ward::{Extra, USERS, Ward, WardOptions, http_get};
 
 use std::time::{Duration, Instant};
 

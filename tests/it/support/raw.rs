@@ -126,3 +126,94 @@ pub fn sync() -> Vec<u8> {
 pub fn batch(sql: &str, values: &[&str]) -> Vec<u8> {
     [parse(sql), bind(values), execute()].concat()
 }
+
+/// How a [`Raw`] client logs in, by trust.
+#[derive(Clone, Copy)]
+pub struct Login<'a> {
+    pub user: &'a str,
+    pub minor: u16,
+    /// Further pairs of the StartupMessage: `"options\0-c pgward.shard=0\0"`.
+    pub more: &'a str,
+}
+
+impl Default for Login<'_> {
+    fn default() -> Self {
+        Self { user: "app", minor: 0, more: "" }
+    }
+}
+
+/// A client that can be cancelled.
+pub struct Cancellable {
+    pub raw: Raw,
+    pub pid: i32,
+    pub key: Vec<u8>,
+}
+
+impl Cancellable {
+    /// Logs in; the whole answer, if it is a refusal.
+    pub fn try_login(ward: &Ward, login: Login<'_>) -> Result<Self, Vec<Message>> {
+        let mut raw = Raw::connect(ward);
+        let version = (3u32 << 16) | u32::from(login.minor);
+        let user = format!("user\0{}\0database\0hospital\0{}\0", login.user, login.more);
+        raw.send(&packet(&[&version.to_be_bytes(), user.as_bytes()]));
+        let (mut messages, mut key) = (Vec::new(), None);
+        loop {
+            let Some(message) = raw.message() else { return Err(messages) };
+            if message.tag == b'K' {
+                let pid = i32::from_be_bytes(message.body[..4].try_into().expect("four bytes"));
+                key = Some((pid, message.body[4..].to_vec()));
+            }
+            if message.tag == b'Z' {
+                let (pid, key) = key.expect("BackendKeyData");
+                return Ok(Self { raw, pid, key });
+            }
+            messages.push(message);
+        }
+    }
+
+    pub fn login(ward: &Ward, login: Login<'_>) -> Self {
+        Self::try_login(ward, login).unwrap_or_else(|messages| panic!("{messages:?}"))
+    }
+
+    /// Cancels what runs for it, by a connection to `port`; returns when that has been closed.
+    pub fn cancel_at(&self, port: u16) {
+        send_cancel(port, self.pid, &self.key);
+    }
+
+    /// The answer to a simple query: its messages.
+    pub fn query(&mut self, sql: &str) -> Vec<Message> {
+        self.raw.send(&query(sql));
+        self.raw.until(b'Z').expect("an answer")
+    }
+
+    /// As [`Self::query`]: the SQLSTATE of its error, or "".
+    pub fn code(&mut self, sql: &str) -> String {
+        code_of(&self.query(sql))
+    }
+}
+
+/// The SQLSTATE of the first error of `messages`, or "".
+pub fn code_of(messages: &[Message]) -> String {
+    let error = messages.iter().find(|message| message.tag == b'E');
+    error.map(|message| message.sqlstate().to_owned()).unwrap_or_default()
+}
+
+/// The text of the first error of `messages`, or "".
+pub fn words_of(messages: &[Message]) -> String {
+    let error = messages.iter().find(|message| message.tag == b'E');
+    let fields = error.map(|message| message.body.split(|byte| *byte == 0));
+    let mut texts = fields.into_iter().flatten().filter_map(|f| std::str::from_utf8(f).ok());
+    texts.find_map(|field| field.strip_prefix('M')).unwrap_or_default().to_owned()
+}
+
+/// Sends a CancelRequest and waits until the connection has been closed.
+pub fn send_cancel(port: u16, pid: i32, key: &[u8]) {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).expect("a connection");
+    stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+    stream
+        .write_all(&packet(&[&80_877_102u32.to_be_bytes(), &pid.to_be_bytes(), key]))
+        .expect("sent");
+    let mut rest = Vec::new();
+    stream.read_to_end(&mut rest).expect("closed");
+    assert!(rest.is_empty(), "a cancel is not answered: {rest:?}");
+}

@@ -8,10 +8,11 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use pgward::auth::Users;
 use pgward::catalog::CatalogStore;
-use pgward::config::{AuthType, Config, Consistency};
+use pgward::config::{AuthType, Config, Consistency, PoolMode};
 use pgward::fleet::health::Answer;
 use pgward::fleet::{Fleet, FleetSettings};
 use pgward::metrics::Metrics;
+use pgward::net::tls::ServerTls;
 use pgward::net::{Buffer, Stream};
 use pgward::pool::{self, Pools};
 use pgward::route::GuardMode;
@@ -78,7 +79,8 @@ struct Heard {
     is_closed: bool,
 }
 
-/// `@ shards=2 guard=route pool=1 replica down=0 batch=100 packet=1000 statements=2 threshold=2`
+/// `@ shards=2 guard=route pool=1 replica down=0 batch=100 packet=1000 statements=2 threshold=2`,
+/// and times in seconds: `wait=1 query=1 obey=1 notify=1`
 struct Setting {
     config: Config,
     shards: u16,
@@ -107,6 +109,10 @@ impl Setting {
                 ("prepared", n) => config.pool.max_prepared_statements = n.parse().expect("n"),
                 ("threshold", n) => config.pool.server_prepare_threshold = n.parse().expect("n"),
                 ("statements", n) => config.pool.max_client_statements = n.parse().expect("n"),
+                ("mode", "statement") => config.pool.pool_mode = PoolMode::Statement,
+                ("query", n) => config.pool.query_timeout = n.parse().expect("seconds"),
+                ("obey", n) => config.pool.cancel_wait_timeout = n.parse().expect("seconds"),
+                ("notify", n) => config.pool.query_wait_notify = n.parse().expect("seconds"),
                 ("eventual", _) => config.routing.consistency = Consistency::Eventual,
                 other => panic!("unknown setting {other:?}"),
             }
@@ -170,7 +176,11 @@ impl Scene {
             metrics: Arc::new(Metrics::new()),
             users: ArcSwap::from_pointee(users),
             lookup: Default::default(),
-            pools: Pools::new(pool::Settings::new(&config), &map, fleet.clone()),
+            pools: Pools::new(
+                pool::Settings::new(&config, Arc::new(ServerTls::plain())),
+                &map,
+                fleet.clone(),
+            ),
             map: MapStore::new(map),
             config: ArcSwap::from_pointee(config),
             catalog,
@@ -424,11 +434,19 @@ async fn listen(mut pipe: ReadHalf<DuplexStream>, heard: Arc<Mutex<Heard>>, stag
 /// A connection as `proxy` serves it.
 async fn serve(services: Arc<Services>, stream: Stream) {
     let users = services.users.load_full();
-    let door = Door { users: &users, lookup: None, database: "hospital", refusal: None };
-    let Ok(Hello::Login(login)) = hello(stream, &door, Instant::now() + PATIENCE).await else {
+    let door = Door {
+        users: &users,
+        lookup: None,
+        database: "hospital",
+        refusal: None,
+        reserved_for: None,
+        tls: None,
+    };
+    let deadline = Instant::now() + PATIENCE;
+    let Ok(Hello::Login(login)) = hello(stream, &door, deadline).await else {
         return;
     };
-    match welcome(services.clone(), login, None).await {
+    match welcome(services.clone(), login, None, deadline).await {
         Ok(session) => session.run().await,
         Err((mut stream, refusal)) => {
             let mut output = Buffer::default();

@@ -33,16 +33,32 @@ pub struct WardOptions<'a> {
     pub config: &'a [(&'a str, &'a str)],
 }
 
+/// What else may differ.
+#[derive(Default)]
+pub struct Extra<'a> {
+    /// The users file's text; default: [`USERS`].
+    pub users: Option<&'a str>,
+    /// Where it listens; default: a port of its own.
+    pub port: Option<u16>,
+    /// Whole sections for the end of the configuration.
+    pub sections: &'a str,
+}
+
 impl Ward {
     /// Starts it in front of `shards` and waits until it takes clients.
     pub fn start(shards: &Shards, options: &WardOptions<'_>) -> Self {
+        Self::start_with(shards, options, &Extra::default())
+    }
+
+    /// As [`Self::start`], with more that differs.
+    pub fn start_with(shards: &Shards, options: &WardOptions<'_>, extra: &Extra<'_>) -> Self {
         let map = options.map.clone().unwrap_or_else(|| shards.map());
-        Self::start_in(&shards.sandbox, &map, options.config)
+        Self::launch(&shards.sandbox, &map, options.config, extra)
     }
 
     /// As [`Self::start`], with the shards that `map` names.
     pub fn start_in(sandbox: &Sandbox, map: &str, config_lines: &[(&str, &str)]) -> Self {
-        Self::start_for(USERS, sandbox, map, config_lines)
+        Self::launch(sandbox, map, config_lines, &Extra::default())
     }
 
     /// As [`Self::start_in`], with another users file.
@@ -52,19 +68,30 @@ impl Ward {
         map: &str,
         config_lines: &[(&str, &str)],
     ) -> Self {
+        let extra = Extra { users: Some(users), ..Extra::default() };
+        Self::launch(sandbox, map, config_lines, &extra)
+    }
+
+    fn launch(
+        sandbox: &Sandbox,
+        map: &str,
+        config_lines: &[(&str, &str)],
+        extra: &Extra<'_>,
+    ) -> Self {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let directory = sandbox.directory().join(format!("ward-{number}"));
         std::fs::create_dir(&directory).expect("a directory for pgward");
-        let port = free_port().expect("a port");
+        let port = extra.port.unwrap_or_else(|| free_port().expect("a port"));
         // A port is free until somebody listens on it, so the same one may be found twice.
         let other = std::iter::repeat_with(|| free_port().expect("a port"));
         let metrics_port = { other }.find(|found| *found != port).expect("another port");
         write(&directory, "shard-map.toml", map);
-        write(&directory, "users.toml", users);
+        write(&directory, "users.toml", extra.users.unwrap_or(USERS));
         write(&directory, "app-secret", "app-secret\n");
         write(&directory, "probe-secret", "probe-secret\n");
-        write(&directory, "pgward.toml", &config(port, metrics_port, config_lines));
+        let config = config(port, metrics_port, config_lines) + extra.sections;
+        write(&directory, "pgward.toml", &config);
         let (process, pid) = spawn(&directory);
         let psql = sandbox.program("psql");
         let mut ward = Self { port, metrics_port, directory, psql, pid, process };
@@ -95,6 +122,11 @@ impl Ward {
     /// What it logged so far.
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.directory.join("log")).expect("its log")
+    }
+
+    /// Writes its configuration anew, with other lines than it was started with.
+    pub fn configure(&self, more: &[(&str, &str)]) {
+        self.write("pgward.toml", &config(self.port, self.metrics_port, more));
     }
 
     /// Writes one of its files anew: `"shard-map.toml"`.
