@@ -271,7 +271,8 @@ pub struct Pool {
     /// Prepared statements kept on each server connection; 0 keeps none beyond its client's.
     pub max_prepared_statements: usize,
     /// Times that a text is parsed without a name before servers keep it as a prepared statement,
-    /// which saves them parsing and planning it; 0: never.
+    /// which saves them parsing and planning it; 0: never. A plan that is kept does not see a table
+    /// made later under a name that it shadows, as a statement parsed each time would.
     pub server_prepare_threshold: u32,
     /// Prepared statements that one client may hold.
     pub max_client_statements: usize,

@@ -10,7 +10,9 @@ use super::{
     keys, refusals,
 };
 use crate::shard_map::{HospitalId, ShardId, ShardMap};
-use crate::sql::{Access, Analysis, Effect, Pin, Problem, ProblemKind, ShardedUse, Statement};
+use crate::sql::{
+    Access, Analysis, CopyIn, Effect, Pin, Problem, ProblemKind, ShardedUse, Statement,
+};
 
 /// Decides where one request goes: a Query with all its statements, or one Bind.
 ///
@@ -65,6 +67,8 @@ struct Asked<'a> {
     has_query: bool,
     /// Touches a sharded relation.
     is_sharded: bool,
+    /// A COPY into a sharded relation: each of its rows must be of the request's hospital.
+    copy_in: Option<&'a CopyIn>,
 }
 
 /// The rules as they are for this session and map.
@@ -109,6 +113,7 @@ impl<'a> Policy<'a> {
             is_primary_only: false,
             has_query: false,
             is_sharded: false,
+            copy_in: None,
         };
         for statement in statements {
             for problem in &statement.problems {
@@ -138,6 +143,18 @@ impl<'a> Policy<'a> {
                         asked.write.get_or_insert(why);
                     }
                 }
+            }
+            if let Some(copy) = &statement.copy_in {
+                // The session looks at its rows, one COPY at a time.
+                asked.is_sharded = true;
+                asked.copy_in = Some(copy);
+                if statements.len() > 1 && !self.is_open {
+                    return Err(refusals::unsupported(
+                        "COPY FROM together with other statements in one query string",
+                        "Send it as a query of its own.",
+                    ));
+                }
+                continue;
             }
             for used in &statement.sharded {
                 asked.is_sharded = true;
@@ -226,6 +243,11 @@ impl<'a> Policy<'a> {
             Named::Many => return Err(refusals::two_hospitals()),
         };
         let hospital = self.agree(named, bound, is_free)?;
+        if let (Some(copy), None) = (asked.copy_in, hospital)
+            && !(self.is_open && is_untied)
+        {
+            return Err(refusals::copy_needs_hospital(&copy.relation));
+        }
         let Some(keyless) = asked.keyless else { return Ok(hospital) };
         let of_session = hint.or(session.hospital).or(self.login_hospital());
         match of_session {
@@ -397,10 +419,9 @@ fn lasting_effect(effect: &Effect) -> Lasting {
         | Effect::ResetAll
         | Effect::Show(_)
         | Effect::Deallocate(_)
+        | Effect::Prepare(_)
         // Of a server that has nothing to end, any will say so.
         | Effect::Unpin => Lasting::InSession,
-        Effect::Prepare(_) => Lasting::OnServer("PREPARE"),
-        Effect::Execute(_) => Lasting::OnServer("EXECUTE"),
         Effect::Discard(_) => Lasting::OnServer("DISCARD"),
         Effect::Pin(Pin::Listen) => Lasting::OnServer("LISTEN"),
         Effect::Pin(Pin::TempTable) => Lasting::OnServer("a temporary table"),

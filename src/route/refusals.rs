@@ -558,6 +558,37 @@ pub fn no_savepoint(name: &str) -> Refusal {
     Refusal::error(sqlstate::INVALID_SAVEPOINT, format!("savepoint \"{name}\" does not exist"))
 }
 
+/// COPY FROM STDIN into a sharded table, and nobody says which hospital its rows are of.
+pub fn copy_needs_hospital(relation: &str) -> Refusal {
+    Refusal::error(
+        sqlstate::MISSING_HOSPITAL,
+        format!("COPY into sharded table \"{relation}\" needs its hospital"),
+    )
+    .with_hint("SET pgward.hospital_id, or add the comment /* hospital_id='...' */.")
+}
+
+/// A row of a COPY is of another hospital.
+pub fn foreign_row() -> Refusal {
+    Refusal::error(
+        sqlstate::MORE_THAN_ONE_HOSPITAL,
+        "a row of this COPY belongs to another hospital",
+    )
+    .with_detail("No row of it was kept.")
+    .with_hint("Copy the rows of one hospital at a time.")
+}
+
+/// A row of a COPY can't be read well enough to see its hospital.
+pub fn unreadable_row() -> Refusal {
+    Refusal::error("22P04", "a row of this COPY does not show its hospital")
+        .with_detail("No row of it was kept.")
+        .with_hint("Give each row all columns, its hospital as a plain uuid.")
+}
+
+/// DDL has changed what a prepared statement answers: Postgres's own words.
+pub fn stale_statement() -> Refusal {
+    Refusal::error("0A000", "cached plan must not change result type")
+}
+
 /// A prepared statement of that name exists.
 pub fn duplicate_statement(name: &str) -> Refusal {
     Refusal::error(

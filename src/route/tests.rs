@@ -64,6 +64,8 @@ fn select(sharded: Vec<ShardedUse>) -> Statement {
         problems: Vec::new(),
         effect: Effect::None,
         unknown_names: false,
+        executes: None,
+        copy_in: None,
     }
 }
 

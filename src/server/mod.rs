@@ -252,6 +252,11 @@ impl ServerConn {
         self.pipeline.push(message, Expect::Synthesize(reply));
     }
 
+    /// The COPY under way fails for `reply`, which takes the place of the server's error.
+    pub fn refuse_copy(&mut self, reply: backend::ErrorReply) {
+        self.pipeline.refuse_front(reply);
+    }
+
     /// Bytes without a reply of their own: CopyData, CopyDone, CopyFail, Flush.
     pub fn send_bytes(&mut self, bytes: &[u8]) {
         self.output.push(bytes);
@@ -269,7 +274,12 @@ impl ServerConn {
 
     /// Synthesized answers at the front go to `out`.
     pub fn synthesize_into(&mut self, out: &mut Buffer) {
-        if has_synthesized(&self.pipeline, self.passing) {
+        if !has_synthesized(&self.pipeline, self.passing) {
+            return;
+        }
+        if self.is_error_held && !self.has_forwarded {
+            hold_synthesized(&mut self.pipeline, &mut self.held);
+        } else {
             self.pipeline.synthesize_into(out.tail());
             self.has_forwarded = true;
         }
@@ -314,11 +324,15 @@ impl ServerConn {
         let mut only_prepares = self.is_error_held && !self.has_forwarded && at == 0;
         let (held, has_forwarded) = (&mut self.held, &mut self.has_forwarded);
         if has_synthesized(&self.pipeline, self.passing) {
-            forward(held, has_forwarded, out, &bytes[start..at]);
+            if only_prepares {
+                held.extend_from_slice(&bytes[start..at]);
+                hold_synthesized(&mut self.pipeline, held);
+            } else {
+                forward(held, has_forwarded, out, &bytes[start..at]);
+                self.pipeline.synthesize_into(out.tail());
+                *has_forwarded = true;
+            }
             start = at;
-            self.pipeline.synthesize_into(out.tail());
-            *has_forwarded = true;
-            only_prepares = false;
         }
         while reply.is_none() && self.passing == 0 {
             let Some(header) = wire::header(&bytes[at..], FRAME_BYTES_MAX)? else { break };
@@ -354,6 +368,7 @@ impl ServerConn {
             let mut is_forwarded = verdict == Verdict::Forward && !self.is_holding;
             reply = match (header.tag, settled) {
                 (b'Z', _) => {
+                    self.prepared.on_ready();
                     Some(Reply::Ready { status: self.pipeline.status(), forwarded: is_forwarded })
                 }
                 (b'E', _) => {
@@ -443,11 +458,15 @@ impl ServerConn {
                 start = at;
             }
             if has_synthesized(&self.pipeline, self.passing) {
-                forward(held, has_forwarded, out, &bytes[start..at]);
+                if only_prepares {
+                    held.extend_from_slice(&bytes[start..at]);
+                    hold_synthesized(&mut self.pipeline, held);
+                } else {
+                    forward(held, has_forwarded, out, &bytes[start..at]);
+                    self.pipeline.synthesize_into(out.tail());
+                    *has_forwarded = true;
+                }
                 start = at;
-                self.pipeline.synthesize_into(out.tail());
-                *has_forwarded = true;
-                only_prepares = false;
             }
         }
         if only_prepares && self.passing == 0 {
@@ -597,6 +616,13 @@ fn forward(held: &mut Vec<u8>, has_forwarded: &mut bool, out: &mut Buffer, regio
         }
     }
     held.clear();
+}
+
+/// Answers of our own that only prepare wait with those of the server's.
+fn hold_synthesized(pipeline: &mut Pipeline, held: &mut Vec<u8>) {
+    let mut out = BytesMut::new();
+    pipeline.synthesize_into(&mut out);
+    held.extend_from_slice(&out);
 }
 
 /// An answer of our own is next, and no message of the server's is half passed by.

@@ -157,6 +157,13 @@ impl Pipeline {
         self.owed.front()
     }
 
+    /// What is owed next will be an error, and `reply` takes its place.
+    pub fn refuse_front(&mut self, reply: ErrorReply) {
+        if let Some(owed) = self.owed.front_mut() {
+            owed.expect = Expect::Refuse(Box::new(reply));
+        }
+    }
+
     /// Moves synthesized answers whose turn has come into `out`.
     pub fn synthesize_into(&mut self, out: &mut BytesMut) {
         while let Some(Owed { expect: Expect::Synthesize(bytes), message }) = self.owed.front() {
@@ -244,6 +251,11 @@ impl Pipeline {
         self.copy = Copy::None;
         let is_refusal = matches!(self.owed.front(), Some(Owed { expect: Expect::Refuse(_), .. }));
         let verdict = if is_refusal {
+            // A Query still owes its ReadyForQuery.
+            if is_ready_owner(message) {
+                self.owed.push_front(Owed { message, expect: Expect::Forward });
+                self.owed.swap(0, 1);
+            }
             match self.owed.pop_front() {
                 Some(Owed { expect: Expect::Refuse(reply), .. }) => Verdict::Replace(reply),
                 _ => Verdict::Forward,
@@ -357,6 +369,15 @@ mod tests {
         pipeline.push(Message::Parse, Expect::Refuse(Box::new(reply)));
         pipeline.push(Message::Sync, Expect::Forward);
         assert_eq!(feed(&mut pipeline, b"EZ"), "!Z");
+    }
+
+    #[test]
+    fn a_refused_query_still_ends() {
+        let mut pipeline = pipeline(&[(Message::Query, false), (Message::Sync, false)]);
+        assert_eq!(feed(&mut pipeline, b"G"), "G");
+        pipeline.refuse_front(ErrorReply::error("PW003", "a row"));
+        assert_eq!(feed(&mut pipeline, b"EZZ"), "!ZZ");
+        assert!(pipeline.is_empty());
     }
 
     #[test]

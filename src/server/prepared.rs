@@ -23,6 +23,8 @@ pub struct Prepared {
     unnamed: Option<StatementId>,
     clock: u64,
     unconfirmed: VecDeque<Option<StatementId>>,
+    /// PREPARE was sent for these since the last ReadyForQuery.
+    unsure: Vec<StatementId>,
 }
 
 impl Prepared {
@@ -50,6 +52,28 @@ impl Prepared {
         self.unconfirmed.push_back(Some(id));
     }
 
+    /// A PREPARE of `id` was sent: an error takes it back, wherever it came from.
+    pub fn prepare(&mut self, id: StatementId) {
+        self.confirm(id);
+        self.unsure.push(id);
+    }
+
+    /// `id` is there.
+    pub fn confirm(&mut self, id: StatementId) {
+        self.clock += 1;
+        self.named.insert(id, self.clock);
+    }
+
+    /// `id` is not there any more.
+    pub fn remove(&mut self, id: StatementId) {
+        self.named.remove(&id);
+    }
+
+    /// ReadyForQuery came.
+    pub fn on_ready(&mut self) {
+        self.unsure.clear();
+    }
+
     /// A Parse of the unnamed statement was sent; `id` where it is a shared statement.
     pub fn parse_unnamed(&mut self, id: Option<StatementId>) {
         self.unnamed = id;
@@ -68,6 +92,9 @@ impl Prepared {
 
     /// An error came: what was not confirmed is not there.
     pub fn on_failure(&mut self) {
+        for id in self.unsure.drain(..) {
+            self.named.remove(&id);
+        }
         if !self.unconfirmed.is_empty() {
             for id in self.unconfirmed.drain(..).flatten() {
                 self.named.remove(&id);

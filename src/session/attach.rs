@@ -261,10 +261,11 @@ impl Session {
     }
 
     /// Starts a request on its server: what must go out ahead of it. Answers whether it may be
-    /// run again on the primary if this server can't.
-    pub(super) fn begin(&mut self, attached: &mut Attached, run: &Run) -> bool {
+    /// run again on the primary if this server can't; never unless `is_whole`, its end at hand.
+    pub(super) fn begin(&mut self, attached: &mut Attached, run: &Run, is_whole: bool) -> bool {
         let is_alone = matches!(self.block, Block::None) || run.is_aside;
         let may_rerun = attached.checkout.role == Role::Replica
+            && is_whole
             && is_alone
             && attached.checkout.server.pipeline().is_empty()
             && !attached.checkout.server.pipeline().is_unsynced()
@@ -280,7 +281,7 @@ impl Session {
         attached.effects.extend(run.effects.iter().cloned());
         let server = &mut *attached.checkout.server;
         server.is_opaque |= run.is_opaque;
-        server.begin_request(may_rerun);
+        server.begin_request(may_rerun || run.is_healable);
         if let Block::Pending(pending) = &self.block {
             if !run.is_aside {
                 send_pending(server, pending);

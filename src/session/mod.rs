@@ -11,8 +11,10 @@ mod attach;
 pub mod auth_query;
 mod batch;
 pub mod block;
+mod copy;
 pub mod direct;
 pub mod directory;
+mod execute;
 pub mod login;
 pub mod lookup;
 pub mod params;
@@ -297,16 +299,7 @@ impl Session {
                         break;
                     }
                 }
-                frontend::tag::FUNCTION_CALL => {
-                    self.input.advance(total);
-                    if !self.is_skipping {
-                        self.refuse(refusals::unsupported(
-                            "the function call message",
-                            "Call the function in a SELECT.",
-                        ));
-                        self.finish_refusal().await?;
-                    }
-                }
+                frontend::tag::FUNCTION_CALL => self.on_function_call(total).await?,
                 _ => return Err(End::Fatal(violation(&wire::Error::UnknownTag { tag }))),
             }
         }

@@ -4,7 +4,8 @@ use super::block::Block;
 use super::relay::{Relayed, Running, Until};
 use super::run::Run;
 use super::settle::send_sync;
-use super::{Attached, End, Session, params, utf8, violation};
+use super::statements::Kept;
+use super::{Attached, End, Session, batch, params, utf8, violation};
 use crate::catalog::Snapshot;
 use crate::route::{Bound, Role, Route, TextValues, Values, refusals, refuse_text};
 use crate::server::{Expect, Message};
@@ -38,6 +39,13 @@ impl Session {
             self.input.advance(total);
             return Ok(());
         }
+        if self.is_behind_batch() {
+            self.settle_batch(total).await?;
+            if self.is_skipping {
+                self.input.advance(total);
+                return Ok(());
+            }
+        }
         self.ledger_before = None;
         if let Some(loss) = self.loss.take()
             && !self.is_rollback(total)
@@ -47,16 +55,86 @@ impl Session {
             return self.finish_refusal().await;
         }
         match self.plan_query(total).await {
+            Ok(Plan::Answered) if self.is_behind_batch() => {
+                // Its end is the end of what the batch has done.
+                self.input.advance(total);
+                self.sync_server().await
+            }
             Ok(Plan::Answered) => {
                 self.input.advance(total);
                 backend::write_ready_for_query(self.output.tail(), self.block.status());
                 Ok(())
             }
-            Ok(Plan::Run(run)) => self.run_query(total, run).await,
+            Ok(Plan::Run(run)) => self.run_query(Message::Query, total, run).await,
             Err(refusal) => {
                 self.input.advance(total);
                 self.refuse(refusal);
                 self.finish_refusal().await
+            }
+        }
+    }
+
+    /// A FunctionCall of `total` bytes stands at the front of the input. It names its function by a
+    /// number that no catalog here knows, so that nobody can say what it reads.
+    pub(super) async fn on_function_call(&mut self, total: usize) -> Result<(), End> {
+        if self.is_behind_batch() {
+            self.settle_batch(total).await?;
+        }
+        if self.is_skipping {
+            self.input.advance(total);
+            return Ok(());
+        }
+        self.ledger_before = None;
+        let refusal = match (self.loss.take(), &self.block) {
+            (Some(loss), _) => Some(*loss),
+            (None, Block::Failed(_)) => Some(refusals::in_failed_transaction()),
+            _ if self.is_unguarded() && self.ledger.hospital().is_none() => None,
+            _ => Some(refusals::unsupported(
+                "the function call message",
+                "Call the function in a SELECT.",
+            )),
+        };
+        if let Some(refusal) = refusal {
+            self.input.advance(total);
+            self.refuse(refusal);
+            return self.finish_refusal().await;
+        }
+        let shard = ShardId(0);
+        let mut run = Run::new(Route::One { hospital: None, shard, role: Role::Primary });
+        run.on_unknown();
+        self.run_query(Message::FunctionCall, total, run).await
+    }
+
+    /// What comes now stands behind a batch whose Sync has not come.
+    fn is_behind_batch(&self) -> bool {
+        let is_open = |attached: &Attached| attached.checkout.server.pipeline().is_unsynced();
+        self.attached.as_deref().is_some_and(is_open)
+    }
+
+    /// Takes in the replies of a batch without a Sync: what follows it may be answered here, and must
+    /// not come ahead of them. `kept` bytes of the input are of what follows.
+    async fn settle_batch(&mut self, kept: usize) -> Result<(), End> {
+        let Some(mut attached) = self.attached.take() else { return Ok(()) };
+        let server = &mut *attached.checkout.server;
+        if !server.pipeline().is_empty() {
+            let mut flush = bytes::BytesMut::new();
+            frontend::write_flush(&mut flush);
+            server.send_bytes(&flush);
+        }
+        let run = Run::new(Route::Any { role: Role::Primary });
+        let mut running = Running::new(false);
+        match self.relay(&mut attached, &mut running, Until::Settled, kept).await? {
+            Relayed::Lost => {
+                self.is_skipping = true;
+                self.on_lost(attached, &run, &running)
+            }
+            _ => {
+                if running.has_failed {
+                    self.take_back_unconfirmed(&mut attached);
+                    self.is_skipping = true;
+                }
+                self.finish(attached, &run, running).await;
+                Ok(())
             }
         }
     }
@@ -141,6 +219,12 @@ impl Session {
             return Ok(Look::Empty);
         }
         self.check_failed(analysis).map_err(plain)?;
+        if analysis.statements.iter().any(is_of_prepared) {
+            let kept = Kept::new(&analyzed, &snapshot.catalog);
+            if let Some(rewrite) = self.rewrite(&snapshot, sql, &kept).map_err(plain)? {
+                return self.look_at_rewrite(&snapshot, rewrite, &kept).map(Look::Run);
+            }
+        }
         match analysis.statements.as_slice() {
             [only] if self.is_local(only, is_attached) => {
                 return Ok(Look::Local(only.clone(), sql.to_owned()));
@@ -248,8 +332,8 @@ impl Session {
         }
     }
 
-    /// Runs the simple Query at the front of the input, and takes it off.
-    async fn run_query(&mut self, total: usize, mut run: Run) -> Result<(), End> {
+    /// Runs the Query or FunctionCall at the front of the input, and takes it off.
+    async fn run_query(&mut self, message: Message, total: usize, mut run: Run) -> Result<(), End> {
         run.is_aside = matches!((&self.block, run.route), (Block::Pending(_), Route::Any { .. }));
         if let Err(refusal) = run.check_aside() {
             self.input.advance(total);
@@ -266,11 +350,16 @@ impl Session {
                 }
             };
             let is_behind_batch = attached.checkout.server.pipeline().is_unsynced();
-            let may_rerun = self.begin(&mut attached, &run);
+            let may_rerun = self.begin(&mut attached, &run, true);
             let server = &mut *attached.checkout.server;
+            if let Some(rewrite) = &run.rewrite {
+                let max = self.services.config.load().pool.max_prepared_statements;
+                batch::send_rewrite(server, rewrite, max);
+            } else {
+                let frame = &self.input.as_slice()[..total];
+                server.send(message, Expect::Forward, |out| out.extend_from_slice(frame));
+            }
             server.prepared.forget_unnamed();
-            let frame = &self.input.as_slice()[..total];
-            server.send(Message::Query, Expect::Forward, |out| out.extend_from_slice(frame));
             // A request that may have to run again stays in the input until it has run.
             let kept = if may_rerun { total } else { 0 };
             self.input.advance(total - kept);
@@ -313,6 +402,11 @@ fn unread() -> Run {
     let mut run = Run::new(Route::One { hospital: None, shard: ShardId(0), role: Role::Primary });
     run.on_unknown();
     run
+}
+
+/// PREPARE, EXECUTE, and what has an EXECUTE in it.
+fn is_of_prepared(statement: &crate::sql::Statement) -> bool {
+    statement.executes.is_some() || matches!(statement.effect, Effect::Prepare(_))
 }
 
 /// On a server it would take away what all clients have prepared there.

@@ -3,13 +3,17 @@
 //! What it holds is bounded on both sides, so that neither can wedge the other. Effects of
 //! statements reach the session's ledger as the server confirms them.
 
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use super::attach::{abandon, server_role};
-use super::run::{Confirmed, apply, resets};
+use super::copy::{self, Watch};
+use super::run::{Confirmed, Run, apply, resets};
 use super::settle::CANCEL_TIMEOUT;
+use super::statements::Statement;
 use super::timeouts::Overdue;
 use super::{Attached, End, OUTPUT_BYTES_MAX, READ_AHEAD_BYTES, Session, violation};
+use crate::route::refusals;
 use crate::server::{self, Copy, Reply, ServerConn};
 use crate::wire::{self, TxnStatus, frontend};
 
@@ -44,12 +48,20 @@ pub(super) struct Running {
     pub farewell: Option<bytes::Bytes>,
     may_rerun: bool,
     wants_rerun: bool,
+    /// The statement of its only Bind; whether it may be parsed anew and run again.
+    sole: Option<(Arc<Statement>, bool)>,
+    /// It has gone stale, and nothing of that is with the client.
+    pub wants_healing: bool,
     pub is_ddl: bool,
     /// Something of the server's waits to be written to the client.
     has_news: bool,
     /// Bytes of a CopyData of the client's that go on as they come.
     pub copy_left: usize,
     is_copy_ended: bool,
+    /// pgward has the COPY fail; what else the client sends for it is for nobody.
+    pub is_copy_refused: bool,
+    /// Looks at the rows of the COPY under way.
+    pub watch: Option<Box<Watch>>,
 }
 
 /// When a relay ends.
@@ -65,6 +77,12 @@ impl Running {
     /// For a request that is about to be relayed.
     pub(super) fn new(may_rerun: bool) -> Self {
         Self { may_rerun, ..Self::default() }
+    }
+
+    /// As [`Self::new`], for a batch that does `run`.
+    pub(super) fn of_batch(may_rerun: bool, run: &Run) -> Self {
+        let sole = run.sole.clone().map(|statement| (statement, run.is_healable));
+        Self { sole, ..Self::new(may_rerun) }
     }
 
     /// The server is gone: what a replica has not begun to answer runs again on the primary.
@@ -206,10 +224,20 @@ impl Session {
                     attached.has_failed = true;
                     let is_stale =
                         error.code() == "0A000" && error.routine == "RevalidateCachedQuery";
+                    if is_stale && let Some((statement, _)) = &running.sole {
+                        self.services.statements.retire(statement);
+                    }
+                    let is_at_start = matches!(
+                        error.message,
+                        Some(server::Message::Bind | server::Message::Describe)
+                    );
                     if is_stale || error.code() == "26000" {
+                        let may_heal = matches!(running.sole, Some((_, true)));
+                        running.wants_healing =
+                            may_heal && is_at_start && error.held_back.is_some();
                         // DDL changed what a statement answers, or it is gone: the reset forgets
                         // them all.
-                        server.is_opaque = true;
+                        server.is_opaque |= !running.wants_healing;
                     }
                     if error.is_fatal {
                         running.last_words = Some(error.code().to_owned());
@@ -218,7 +246,8 @@ impl Session {
                     }
                     running.has_told |= error.held_back.is_none();
                     if let Some(bytes) = &error.held_back {
-                        if running.may_rerun && is_replica_trouble(error.code()) {
+                        let is_replicas = running.may_rerun && is_replica_trouble(error.code());
+                        if is_replicas || running.wants_healing {
                             running.wants_rerun = true;
                         } else {
                             self.output.push(bytes);
@@ -241,6 +270,12 @@ impl Session {
                         if effect == Confirmed::DiscardAll {
                             server.prepared.clear();
                         }
+                        if let Confirmed::Prepared(name, statement) = &effect {
+                            self.statements.insert(name.as_bytes(), statement.clone());
+                            if !self.has_own_server() {
+                                server.prepared.confirm(statement.id);
+                            }
+                        }
                         attached.resets.extend(resets(&effect, self.ledger.startup()));
                         running.is_ddl |= apply(
                             &mut self.ledger,
@@ -251,7 +286,19 @@ impl Session {
                         );
                     }
                 }
-                Reply::CopyIn | Reply::Parameter { .. } => {}
+                Reply::CopyIn => {
+                    (running.is_copy_ended, running.is_copy_refused) = (false, false);
+                    running.watch = None;
+                    match attached.effects.front() {
+                        Some(Confirmed::Copy(check, hospital)) => {
+                            running.watch = Some(Box::new(Watch::new(*check, *hospital)));
+                        }
+                        _ if self.is_unguarded() && self.ledger.hospital().is_none() => {}
+                        // Nothing that has been looked at does this.
+                        _ => copy::refuse(server, running, refusals::internal()),
+                    }
+                }
+                Reply::Parameter { .. } => {}
             }
         }
         Ok(())
@@ -269,9 +316,20 @@ impl Session {
                 }
                 server.send_bytes(&input[..n]);
                 running.copy_left -= n;
-                self.input.advance(n);
                 is_progress = true;
+                let looked = running.watch.as_mut().map_or(Ok(()), |of| of.on_data(&input[..n]));
+                self.input.advance(n);
+                match looked {
+                    Err(refusal) => copy::refuse(server, running, refusal),
+                    Ok(()) if running.is_copy_refused && running.copy_left == 0 => {
+                        copy::send_fail(server);
+                    }
+                    Ok(()) => {}
+                }
                 continue;
+            }
+            if running.is_copy_refused {
+                break;
             }
             let header = match wire::header(input, 1 << 30) {
                 Ok(Some(header)) => header,
@@ -279,8 +337,28 @@ impl Session {
                 Err(error) => return Err(End::Fatal(violation(&error))),
             };
             match header.tag {
-                frontend::tag::COPY_DATA | frontend::tag::COPY_DONE | frontend::tag::COPY_FAIL => {
+                frontend::tag::COPY_DATA => {
+                    server.send_bytes(&input[..wire::HEADER_BYTES]);
+                    running.copy_left = header.total - wire::HEADER_BYTES;
+                    self.input.advance(wire::HEADER_BYTES);
+                    is_progress = true;
+                    continue;
+                }
+                frontend::tag::COPY_FAIL => {
+                    running.watch = None;
                     running.copy_left = header.total;
+                    running.is_copy_ended = true;
+                    continue;
+                }
+                frontend::tag::COPY_DONE if header.total == wire::HEADER_BYTES => {
+                    match running.watch.take().map(|mut watch| watch.on_done()) {
+                        Some(Err(refusal)) => copy::refuse(server, running, refusal),
+                        _ => server.send_bytes(&input[..header.total]),
+                    }
+                    self.input.advance(header.total);
+                    running.is_copy_ended = true;
+                    is_progress = true;
+                    continue;
                 }
                 // The server reads over these in COPY IN, and they are not answered.
                 frontend::tag::FLUSH | frontend::tag::SYNC
@@ -294,9 +372,6 @@ impl Session {
                 // Its answer, or the end of the data, is still on its way.
                 _ if running.is_copy_ended => break,
                 tag => return Err(End::Fatal(violation(&wire::Error::UnknownTag { tag }))),
-            }
-            if header.tag != frontend::tag::COPY_DATA {
-                running.is_copy_ended = true;
             }
         }
         Ok(is_progress)

@@ -2,13 +2,16 @@
 //! has confirmed them. Built by `query` and `batch`, carried through `attach`, `relay` and `settle`.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use super::block::Block;
-use super::statements::Statements;
+use super::execute::Rewrite;
+use super::statements::{Statement, Statements};
 use super::{Session, params, pins};
 use crate::route::{Route, Values, refusals};
 use crate::server;
-use crate::sql::{Access, Analysis, Effect, Transaction};
+use crate::shard_map::HospitalId;
+use crate::sql::{Access, Analysis, CopyCheck, Effect, Transaction};
 use crate::wire::backend::ErrorReply;
 
 /// A request that needs a server.
@@ -32,12 +35,19 @@ pub(super) struct Run {
     pub effects: VecDeque<Confirmed>,
     /// A statement of its own in a block that no server holds yet.
     pub is_aside: bool,
+    /// The statement of its only Bind.
+    pub sole: Option<Arc<Statement>>,
+    /// If that statement has gone stale on the server it may be parsed anew and run again, and
+    /// nobody could tell.
+    pub is_healable: bool,
+    /// What goes out in the place of the client's text.
+    pub rewrite: Option<Box<Rewrite>>,
     /// pgward ends the batch on the server, and the client has yet to send its Sync.
     pub is_own_batch: bool,
 }
 
 /// What a statement does to the session once the server has confirmed it.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 pub(super) enum Confirmed {
     /// Nothing.
     Nothing,
@@ -53,6 +63,27 @@ pub(super) enum Confirmed {
     Deallocate(Option<String>),
     /// All of the session's state is gone, on the server that is its own.
     DiscardAll,
+    /// COPY FROM STDIN, all of whose rows must be of this hospital.
+    Copy(CopyCheck, HospitalId),
+    /// PREPARE gave this name.
+    Prepared(Box<str>, Arc<Statement>),
+}
+
+impl PartialEq for Confirmed {
+    fn eq(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Nothing, Self::Nothing)
+            | (Self::ResetAll, Self::ResetAll)
+            | (Self::DiscardAll, Self::DiscardAll)
+            | (Self::Ddl, Self::Ddl) => true,
+            (Self::Deallocate(a), Self::Deallocate(b)) => a == b,
+            (Self::Set(a), Self::Set(b)) => a == b,
+            (Self::Control(a), Self::Control(b)) => a == b,
+            (Self::Copy(a, of), Self::Copy(b, other)) => a == b && of == other,
+            (Self::Prepared(a, of), Self::Prepared(b, other)) => a == b && of.id == other.id,
+            _ => false,
+        }
+    }
 }
 
 /// One setting that a statement gives.
@@ -76,6 +107,9 @@ impl Run {
             is_load: false,
             effects: VecDeque::new(),
             is_aside: false,
+            sole: None,
+            is_healable: false,
+            rewrite: None,
             is_own_batch: false,
         }
     }
@@ -87,14 +121,17 @@ impl Run {
         analysis: &Analysis,
         values: &dyn Values,
     ) -> Result<(), ErrorReply> {
-        let has_effects =
-            analysis.statements.iter().any(|statement| statement.effect != Effect::None);
+        let has_effects = analysis
+            .statements
+            .iter()
+            .any(|statement| statement.effect != Effect::None || statement.copy_in.is_some());
         for statement in &analysis.statements {
+            check_rewritten(session, analysis, statement)?;
             self.is_write |= matches!(statement.access, Access::Write(_));
             self.note_unseen(statement);
             if has_effects {
                 let effect = self.confirmed(session, &statement.effect, values)?;
-                self.effects.push_back(effect);
+                self.effects.push_back(self.copied(session, statement)?.unwrap_or(effect));
             }
         }
         Ok(())
@@ -109,9 +146,11 @@ impl Run {
     ) -> Result<Confirmed, ErrorReply> {
         let mut effect = Confirmed::Nothing;
         for statement in &analysis.statements {
+            check_rewritten(session, analysis, statement)?;
             self.is_write |= matches!(statement.access, Access::Write(_));
             self.note_unseen(statement);
             effect = self.confirmed(session, &statement.effect, values)?;
+            effect = self.copied(session, statement)?.unwrap_or(effect);
         }
         Ok(effect)
     }
@@ -129,6 +168,26 @@ impl Run {
         self.may_commit = true;
         self.may_end = true;
         self.pin_change = pins::Change::MayBegin;
+    }
+
+    /// How the rows of a COPY are looked at; `None` for what is none, and where nothing is guarded.
+    fn copied(
+        &self,
+        session: &Session,
+        statement: &crate::sql::Statement,
+    ) -> Result<Option<Confirmed>, ErrorReply> {
+        let Some(copy) = &statement.copy_in else { return Ok(None) };
+        if session.is_unguarded() && session.ledger.hospital().is_none() {
+            return Ok(None);
+        }
+        match (copy.check, self.route) {
+            (Some(check), Route::One { hospital: Some(hospital), .. }) => {
+                Ok(Some(Confirmed::Copy(check, hospital)))
+            }
+            (None, Route::One { hospital: Some(_), .. }) => Err(refusals::unreadable_row()),
+            // `decide` has refused it.
+            _ => Err(refusals::internal()),
+        }
     }
 
     /// What stands beside a block is rolled back: what it sets must be known, to be set again.
@@ -193,13 +252,6 @@ impl Run {
                 Confirmed::Control(control.clone())
             }
             Effect::Ddl => Confirmed::Ddl,
-            // Also where nothing is guarded: the client would lose them without a word.
-            Effect::Prepare(_) | Effect::Execute(_) if !session.has_own_server() => {
-                return Err(refusals::unsupported(
-                    "PREPARE and EXECUTE as SQL statements",
-                    "Use the driver's prepared statements (the extended protocol).",
-                ));
-            }
             Effect::Pin(pin) => {
                 self.is_load |= *pin == crate::sql::Pin::Load;
                 Confirmed::Nothing
@@ -226,7 +278,8 @@ pub(super) fn apply(
     tag: server::CommandTag,
 ) -> bool {
     match effect {
-        Confirmed::Nothing => {}
+        // Names are the session's own.
+        Confirmed::Nothing | Confirmed::Copy(..) | Confirmed::Prepared(..) => {}
         Confirmed::Set(changes) => {
             for Change { name, value, is_local } in changes {
                 match value {
@@ -281,6 +334,26 @@ pub(super) fn resets(effect: &Confirmed, startup: &server::SettingsMap) -> Vec<S
 fn is_unread(statement: &crate::sql::Statement) -> bool {
     let is_query = matches!(statement.command, "SELECT" | "INSERT" | "UPDATE" | "DELETE");
     !statement.problems.is_empty() && !is_query
+}
+
+/// Also where nothing is guarded: the client's name means nothing, or another's statement, on a
+/// server.
+fn check_rewritten(
+    session: &Session,
+    analysis: &Analysis,
+    statement: &crate::sql::Statement,
+) -> Result<(), ErrorReply> {
+    if session.has_own_server() && session.is_unguarded() {
+        return Ok(());
+    }
+    let is_prepare = matches!(statement.effect, Effect::Prepare(_));
+    if statement.executes.is_some() || (is_prepare && analysis.statements.len() > 1) {
+        return Err(refusals::unsupported(
+            "PREPARE or EXECUTE together with other statements in one query string",
+            "Send it as a query of its own.",
+        ));
+    }
+    Ok(())
 }
 
 /// Settings that decide what a text means: pgward must know their values.

@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use arc_swap::ArcSwapOption;
 use quick_cache::sync::Cache;
@@ -34,6 +34,10 @@ pub struct Statement {
     /// Its name on servers.
     pub server_name: String,
     key: Key,
+    /// The statement that it executes or makes, for [`Origin::Execute`] and [`Origin::Prepare`].
+    of: Option<Arc<Statement>>,
+    /// A server found that it would answer other columns than when it was parsed.
+    is_stale: AtomicBool,
     /// Times that it was parsed without a name.
     pub unnamed_uses: AtomicU32,
     kept: ArcSwapOption<Kept>,
@@ -49,11 +53,25 @@ pub struct Kept {
     hint: Result<Option<String>, ()>,
 }
 
+/// Where a statement comes from, hence how a server gets it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Origin {
+    /// A Parse of its text.
+    Parse,
+    /// `PREPARE name (types) AS text`, with the types as the client wrote them.
+    Sql(Box<str>),
+    /// pgward's text of a PREPARE statement, which makes the statement of this id.
+    Prepare(StatementId),
+    /// pgward's text of an EXECUTE of the statement of this id.
+    Execute(StatementId),
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Key {
     sql: Box<str>,
     types: Box<[u32]>,
     names: Arc<Names>,
+    origin: Origin,
 }
 
 /// A key in pieces, for look-ups that allocate nothing. Hashes as [`Key`] does.
@@ -61,6 +79,7 @@ struct Pieces<'a> {
     sql: &'a str,
     types: &'a [u32],
     names: &'a Arc<Names>,
+    origin: &'a Origin,
 }
 
 impl Hash for Pieces<'_> {
@@ -68,12 +87,16 @@ impl Hash for Pieces<'_> {
         self.sql.hash(state);
         self.types.hash(state);
         self.names.hash(state);
+        self.origin.hash(state);
     }
 }
 
 impl quick_cache::Equivalent<Key> for Pieces<'_> {
     fn equivalent(&self, key: &Key) -> bool {
-        *self.sql == *key.sql && *self.types == *key.types && self.names == &key.names
+        *self.sql == *key.sql
+            && *self.types == *key.types
+            && self.names == &key.names
+            && *self.origin == key.origin
     }
 }
 
@@ -91,6 +114,36 @@ impl Statement {
     /// The names that its analysis is for.
     pub fn names(&self) -> &Arc<Names> {
         &self.key.names
+    }
+
+    /// Where it comes from.
+    pub fn origin(&self) -> &Origin {
+        &self.key.origin
+    }
+
+    /// Whoever prepared it must do so again, as on a connection of its own.
+    pub fn is_stale(&self) -> bool {
+        self.is_stale.load(Ordering::Relaxed)
+    }
+
+    /// The statement that must be on a server before this one is used there.
+    pub fn executes(&self) -> Option<&Arc<Statement>> {
+        self.of.as_ref().filter(|_| matches!(self.key.origin, Origin::Execute(_)))
+    }
+
+    /// The statement that it puts on its server, which must not have it then.
+    pub fn makes(&self) -> Option<&Arc<Statement>> {
+        self.of.as_ref().filter(|_| matches!(self.key.origin, Origin::Prepare(_)))
+    }
+
+    /// The PREPARE that makes it on a server, if it comes from one.
+    pub fn prepare_text(&self) -> Option<String> {
+        match &self.key.origin {
+            Origin::Sql(types) => {
+                Some(format!("PREPARE {}{types} AS {}", self.server_name, self.key.sql))
+            }
+            _ => None,
+        }
     }
 
     /// Its facts under `catalog`, analysed again only when that has changed.
@@ -111,15 +164,15 @@ impl Statement {
             param_types: &self.key.types,
         };
         let analyzed = analyzer.analyze(&self.key.sql, &context)?;
-        let literals = literal_slots(&analyzed.analysis)
-            .filter_map(|slot| Some((slot, analyzed.lexed.literal(slot)?.into_owned())))
-            .collect();
-        let kept = Arc::new(Kept {
-            catalog_version: catalog.version,
-            literals,
-            hint: analyzed.lexed.hint().map(|hint| hint.map(str::to_owned)),
-            analysis: analyzed.analysis,
-        });
+        let mut kept = Kept::new(&analyzed, catalog);
+        if let Some(of) = &self.of {
+            let body = of.analysis(analyzer, catalog)?;
+            kept = match self.key.origin {
+                Origin::Prepare(_) => kept.preparing(&body),
+                _ => kept.executing(&body),
+            };
+        }
+        let kept = Arc::new(kept);
         self.kept.store(Some(kept.clone()));
         Ok(kept)
     }
@@ -130,6 +183,79 @@ impl Kept {
     pub fn unread() -> Self {
         let analysis = Arc::new(Analysis::unread());
         Self { catalog_version: 0, analysis, literals: Vec::new(), hint: Ok(None) }
+    }
+
+    /// Of a text as it stands.
+    pub fn new(analyzed: &sql::Analyzed<'_>, catalog: &Catalog) -> Self {
+        let mut literals: Vec<(u16, String)> = literal_slots(&analyzed.analysis)
+            .filter_map(|slot| Some((slot, analyzed.lexed.literal(slot)?.into_owned())))
+            .collect();
+        let executes = analyzed.analysis.statements.iter().filter_map(|of| of.executes.as_ref());
+        literals.extend(executes.flat_map(|execute| &execute.args).filter_map(|arg| match arg {
+            sql::Arg::Slot(slot) => Some((*slot, analyzed.lexed.literal(*slot)?.into_owned())),
+            sql::Arg::Other => None,
+        }));
+        Self {
+            catalog_version: catalog.version,
+            literals,
+            hint: analyzed.lexed.hint().map(|hint| hint.map(str::to_owned)),
+            analysis: analyzed.analysis.clone(),
+        }
+    }
+
+    /// What this EXECUTE does, `body` being what it executes.
+    #[must_use]
+    pub fn executing(mut self, body: &Self) -> Self {
+        let (Some(execute), Some(of)) =
+            (self.analysis.statements.first(), body.analysis.statements.first())
+        else {
+            // Neither is empty: the session has looked at both.
+            return self;
+        };
+        let statement = execute.executing(of);
+        let of_body = body.literals.iter();
+        self.literals.extend(
+            of_body
+                .filter_map(|(slot, text)| Some((sql::execute::body_slot(*slot)?, text.clone()))),
+        );
+        self.hint = match (self.hint, &body.hint) {
+            (Ok(None), hint) => hint.clone(),
+            (hint, Ok(None)) => hint,
+            (hint, other) if hint == *other => hint,
+            _ => Err(()),
+        };
+        self.analysis = Arc::new(Analysis { statements: vec![statement] });
+        self
+    }
+
+    /// What this PREPARE does: it is looked at as `body` is, and reads nothing.
+    #[must_use]
+    pub fn preparing(mut self, body: &Self) -> Self {
+        let mut statements = self.analysis.statements.clone();
+        for statement in &mut statements {
+            statement.problems.clear();
+            statement.unknown_names =
+                body.analysis.statements.iter().any(|statement| statement.unknown_names);
+        }
+        self.analysis = Arc::new(Analysis { statements });
+        self
+    }
+
+    /// The name that this EXECUTE of a client's means by its text.
+    pub fn executes(&self) -> Option<&str> {
+        let execute = self.analysis.statements.iter().find_map(|of| of.executes.as_ref());
+        execute.map(|execute| execute.name.as_str())
+    }
+
+    /// The PREPARE that it is.
+    pub fn prepares(&self) -> Option<&sql::Prepare> {
+        match self.analysis.statements.as_slice() {
+            [only] => match &only.effect {
+                Effect::Prepare(prepare) => Some(prepare),
+                _ => None,
+            },
+            _ => None,
+        }
     }
 
     /// A literal that the analysis refers to.
@@ -195,14 +321,29 @@ impl Store {
 
     /// The shared statement of this text, types and names.
     pub fn intern(&self, sql: &str, types: &[u32], names: &Arc<Names>) -> Arc<Statement> {
-        if let Some(statement) = self.cache.get(&Pieces { sql, types, names }) {
+        self.intern_from(sql, types, names, &Origin::Parse, None)
+    }
+
+    /// As [`Self::intern`], of whatever origin; `of` is the statement that `origin` speaks of.
+    pub fn intern_from(
+        &self,
+        sql: &str,
+        types: &[u32],
+        names: &Arc<Names>,
+        origin: &Origin,
+        of: Option<&Arc<Statement>>,
+    ) -> Arc<Statement> {
+        if let Some(statement) = self.cache.get(&Pieces { sql, types, names, origin }) {
             return statement;
         }
         let id = StatementId(self.next.fetch_add(1, Ordering::Relaxed));
-        let key = Key { sql: sql.into(), types: types.into(), names: names.clone() };
+        let origin = origin.clone();
+        let key = Key { sql: sql.into(), types: types.into(), names: names.clone(), origin };
         let statement = Arc::new(Statement {
             id,
             server_name: id.server_name(),
+            of: of.cloned(),
+            is_stale: AtomicBool::new(false),
             key: key.clone(),
             unnamed_uses: AtomicU32::new(0),
             kept: ArcSwapOption::empty(),
@@ -210,6 +351,16 @@ impl Store {
         // Race: two clients may make one each; both are right, the later one stays.
         self.cache.insert(key, statement.clone());
         statement
+    }
+}
+
+impl Store {
+    /// A server says that `statement` would answer other columns now: its text gets a new id, so
+    /// that whoever prepares it from now on finds it fresh on every server.
+    pub fn retire(&self, statement: &Statement) {
+        let Key { sql, types, names, origin } = &statement.key;
+        self.cache.remove(&Pieces { sql, types, names, origin });
+        statement.is_stale.store(true, Ordering::Relaxed);
     }
 }
 
@@ -234,6 +385,14 @@ impl Statements {
             self.unnamed = Some(statement);
         } else {
             self.named.get_or_insert_default().insert(name.into(), statement);
+        }
+    }
+
+    /// Whatever means `old` means `new` from now on.
+    pub fn replace(&mut self, old: &Arc<Statement>, new: &Arc<Statement>) {
+        let named = self.named.iter_mut().flat_map(|named| named.values_mut());
+        for statement in named.chain(&mut self.unnamed).filter(|of| of.id == old.id) {
+            *statement = new.clone();
         }
     }
 

@@ -8,6 +8,7 @@
 
 mod conditions;
 mod consts;
+mod copy;
 mod dml;
 mod expr;
 mod facts;
@@ -24,8 +25,8 @@ use pg_raw_parse::Node;
 
 use super::lexer::{Lexed, SlotKind};
 use super::{
-    Access, Analysis, Catalog, Context, Effect, Error, KeySource, Problem, ProblemKind, ShardedUse,
-    Statement, catalog,
+    Access, Analysis, Catalog, Context, CopyIn, Effect, Error, Execute, KeySource, Problem,
+    ProblemKind, ShardedUse, Statement, catalog,
 };
 use facts::{Facts, NodeId};
 
@@ -117,6 +118,8 @@ struct Found {
     problems: Vec<Problem>,
     effect: Effect,
     unknown_names: bool,
+    executes: Option<Box<Execute>>,
+    copy_in: Option<Box<CopyIn>>,
     relation_count: usize,
     /// Names in it are looked up.
     is_query: bool,
@@ -218,6 +221,8 @@ impl<'a> Walk<'a> {
             problems: found.problems,
             effect: found.effect,
             unknown_names: found.unknown_names,
+            executes: found.executes,
+            copy_in: found.copy_in,
         })
     }
 

@@ -9,15 +9,19 @@
 mod analyze;
 mod cache;
 pub mod catalog;
+pub mod execute;
 pub mod functions;
 pub mod lexer;
 mod schema;
 
 use std::sync::Arc;
 
+use crate::wire::copy;
+
 pub use catalog::{
     Catalog, Declared, FunctionFact, FunctionKind, Relation, RelationFact, RelationKind, ShardFacts,
 };
+pub use execute::{Arg, Execute, Prepare};
 pub use schema::schema_facts;
 
 /// All statements of one text, in order. Cached and shared.
@@ -45,6 +49,32 @@ pub struct Statement {
     pub effect: Effect,
     /// It names a relation that the catalog has not heard of: reading the catalog again may help.
     pub unknown_names: bool,
+    /// It runs a prepared statement, named in the text: what it does, [`Statement::executing`] says.
+    pub executes: Option<Box<Execute>>,
+    /// It is a COPY FROM STDIN into a sharded relation: its rows are to be looked at.
+    pub copy_in: Option<Box<CopyIn>>,
+}
+
+/// COPY FROM STDIN into a sharded relation, whose keys stand in the data.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CopyIn {
+    /// Its name as in [`ShardedUse::relation`].
+    pub relation: String,
+    /// How to find each row's key; `None`: nobody can, and so it runs only where nothing is guarded.
+    pub check: Option<CopyCheck>,
+}
+
+/// How the rows of a COPY show their hospital.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CopyCheck {
+    /// How rows are written.
+    pub format: copy::Format,
+    /// The first line is no row.
+    pub is_header: bool,
+    /// Index of the key column.
+    pub column: usize,
+    /// Columns of each row.
+    pub count: usize,
 }
 
 /// May it go to a replica?
@@ -133,10 +163,8 @@ pub enum Effect {
     Show(String),
     /// DEALLOCATE name, or all of them.
     Deallocate(Option<String>),
-    /// SQL-level PREPARE or EXECUTE of that name.
-    Prepare(String),
-    /// SQL-level EXECUTE of that name.
-    Execute(String),
+    /// SQL-level PREPARE.
+    Prepare(Box<Prepare>),
     /// DISCARD.
     Discard(Discard),
     /// Leaves something on the server that can't be moved to another.
@@ -344,6 +372,8 @@ impl Analysis {
             }],
             effect: Effect::Opaque,
             unknown_names: false,
+            executes: None,
+            copy_in: None,
         };
         Self { statements: vec![statement] }
     }
@@ -360,7 +390,8 @@ impl Analysis {
                 Effect::Set(settings) => settings.iter().map(Setting::size).sum(),
                 _ => 0,
             };
-            keys.chain(problems).sum::<usize>() + settings
+            let executes = statement.executes.as_ref().map_or(0, |of| 4 * of.args.len());
+            keys.chain(problems).sum::<usize>() + settings + executes
         };
         self.statements.iter().map(|statement| 256 + strings(statement)).sum()
     }

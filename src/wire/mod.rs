@@ -6,6 +6,7 @@
 //! Format: the manual's "Message Formats" (protocol-message-formats).
 
 pub mod backend;
+pub mod copy;
 pub mod frontend;
 pub mod sqlstate;
 pub mod startup;

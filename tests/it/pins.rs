@@ -127,7 +127,7 @@ async fn a_pinned_client_that_leaves_leaves_nothing() {
         assert_eq!(value(&next, "SELECT count(*) > 3 FROM regions").await, "t", "{begin}");
         assert_eq!(value(&next, "SHOW work_mem").await, "4MB", "{begin}");
         assert_eq!(value(&next, "SELECT count(*) FROM pg_listening_channels()").await, "0");
-        let locks = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'";
+        let locks = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND objid = 8";
         assert_eq!(value(&next, locks).await, "0", "{begin}");
     }
 }

@@ -313,6 +313,22 @@ fn every_refusal_has_its_words() {
             "a savepoint that does not exist, in a transaction that has no server yet",
             no_savepoint("s1"),
         ),
+        (
+            "copy_needs_hospital",
+            "COPY FROM into a sharded table in a session without a hospital",
+            copy_needs_hospital("visits"),
+        ),
+        ("foreign_row", "COPY FROM: a row of another hospital", foreign_row()),
+        (
+            "unreadable_row",
+            "COPY FROM: a row whose hospital can't be seen, or data that is wrong",
+            unreadable_row(),
+        ),
+        (
+            "stale_statement",
+            "Bind of a statement prepared before DDL that changed what it answers",
+            stale_statement(),
+        ),
         ("duplicate_statement", "Parse with a name that is taken", duplicate_statement("s1")),
         (
             "no_statement",

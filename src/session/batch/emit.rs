@@ -4,6 +4,7 @@ use std::sync::atomic::Ordering;
 
 use super::{Batch, CLOSE_COMPLETE, PARSE_COMPLETE, StepKind};
 use crate::server::{Expect, Message, ServerConn};
+use crate::session::execute::Rewrite;
 use crate::session::settle::send_sync;
 use crate::session::statements::Statement;
 use crate::session::{Attached, Session};
@@ -34,11 +35,14 @@ impl Session {
                     }
                     emit_parse(server, statement, !is_unnamed, threshold, max, true);
                 }
-                StepKind::Bind(statement) | StepKind::Control(Message::Bind, statement, _) => {
+                StepKind::Bind(statement, _) | StepKind::Control(Message::Bind, statement, _) => {
                     // Read once already when it was looked at.
                     let Ok(bind) = Bind::read(body) else { continue };
                     let is_named = !bind.statement.is_empty();
                     let name = ready(server, statement, is_named, threshold, max);
+                    if let Some(made) = statement.makes() {
+                        send_close(server, made);
+                    }
                     server.send(Message::Bind, Expect::Forward, |out| {
                         frontend::write_bind_as(out, &bind, name);
                     });
@@ -89,7 +93,7 @@ fn emit_as_sent(server: &mut ServerConn, batch: &Batch, input: &[u8]) {
         let frame = &input[step.frame.clone()];
         let message = match &step.kind {
             StepKind::Parse(_) => Message::Parse,
-            StepKind::Bind(_) => Message::Bind,
+            StepKind::Bind(..) => Message::Bind,
             StepKind::DescribeStatement(_) => Message::Describe,
             StepKind::CloseStatement => Message::Close,
             StepKind::Execute => Message::Execute,
@@ -124,6 +128,12 @@ pub(super) fn ready<'s>(
     threshold: u32,
     max: usize,
 ) -> &'s [u8] {
+    let mut max = max;
+    if let Some(of) = statement.executes() {
+        // Both are needed at a time.
+        max = max.max(2);
+        ready(server, of, true, threshold, max);
+    }
     if server.prepared.touch(statement.id) {
         return statement.server_name.as_bytes();
     }
@@ -143,6 +153,11 @@ fn emit_parse<'s>(
     max: usize,
     is_client: bool,
 ) -> &'s [u8] {
+    let mut max = max;
+    if let Some(of) = statement.executes() {
+        max = max.max(2);
+        ready(server, of, true, threshold, max);
+    }
     if server.prepared.touch(statement.id) {
         if is_client {
             server.synthesize(Message::Parse, PARSE_COMPLETE);
@@ -150,6 +165,11 @@ fn emit_parse<'s>(
         return statement.server_name.as_bytes();
     }
     let expect = if is_client { Expect::Forward } else { Expect::Swallow };
+    if let Some(text) = statement.prepare_text() {
+        send_prepare(server, statement, &text);
+        evict(server, max);
+        return statement.server_name.as_bytes();
+    }
     let is_repeated = threshold > 0 && statement.unnamed_uses.load(Ordering::Relaxed) >= threshold;
     let name: &[u8] = if is_named || is_repeated { statement.server_name.as_bytes() } else { b"" };
     server.send(Message::Parse, expect, |out| {
@@ -161,10 +181,57 @@ fn emit_parse<'s>(
         return name;
     }
     server.prepared.parse_named(statement.id);
+    evict(server, max);
+    name
+}
+
+/// Closes what was used longest ago, so that `max` statements are left.
+fn evict(server: &mut ServerConn, max: usize) {
     while let Some(oldest) = server.prepared.evict_over(max.max(1)) {
         server.send(Message::Close, Expect::Swallow, |out| {
             frontend::write_close(out, Kind::Statement, oldest.server_name().as_bytes());
         });
     }
-    name
+}
+
+/// Makes sure that the server lacks a statement which the client is about to PREPARE.
+fn send_close(server: &mut ServerConn, statement: &Statement) {
+    server.prepared.remove(statement.id);
+    server.send(Message::Close, Expect::Swallow, |out| {
+        frontend::write_close(out, Kind::Statement, statement.server_name.as_bytes());
+    });
+}
+
+/// A portal for statements of pgward's own: the unnamed one may be the client's.
+const PORTAL: &[u8] = b"pgward prepare";
+
+/// Has the server PREPARE `statement`. Closed first, because after an error nobody can say whether
+/// the PREPARE before it has run.
+fn send_prepare(server: &mut ServerConn, statement: &Statement, text: &str) {
+    send_close(server, statement);
+    server.prepared.parse_unnamed(None);
+    server.send(Message::Parse, Expect::Swallow, |out| {
+        frontend::write_parse(out, b"", text.as_bytes(), std::iter::empty());
+    });
+    server.send(Message::Bind, Expect::Swallow, |out| frontend::write_bind(out, PORTAL, b""));
+    server.send(Message::Execute, Expect::Swallow, |out| {
+        frontend::write_execute(out, PORTAL, 0);
+    });
+    server.send(Message::Close, Expect::Swallow, |out| {
+        frontend::write_close(out, Kind::Portal, PORTAL);
+    });
+    server.prepared.prepare(statement.id);
+}
+
+/// Sends the text of a PREPARE or EXECUTE as a Query, and ahead of it what that needs.
+pub(in crate::session) fn send_rewrite(server: &mut ServerConn, rewrite: &Rewrite, max: usize) {
+    match rewrite.is_prepare {
+        _ if rewrite.is_own => {}
+        true => send_close(server, &rewrite.of),
+        false => {
+            ready(server, &rewrite.of, true, 0, max);
+        }
+    }
+    let text = rewrite.text.as_bytes();
+    server.send(Message::Query, Expect::Forward, |out| frontend::write_query(out, text));
 }

@@ -14,7 +14,7 @@ use crate::route::{Bound, Role, Route, refusals};
 use crate::server::Message;
 use crate::session::block::Block;
 use crate::session::run::{Confirmed, Run};
-use crate::session::statements::{Kept, Statement};
+use crate::session::statements::{Kept, Origin, Statement};
 use crate::session::{Session, answer, params, utf8};
 use crate::sql::{Access, Effect, Isolation, Transaction, TransactionModes};
 use crate::wire::backend;
@@ -110,18 +110,14 @@ impl Session {
         };
         let kept = self.facts(batch, &statement)?;
         self.check_failed(&kept.analysis)?;
-        let max = self.services.config.load().pool.max_client_statements;
-        let before = self.statements.get(parse.name).cloned();
         if !parse.name.is_empty() {
-            if before.is_some() && !self.has_own_server() {
-                return Err(refusals::duplicate_statement(&name_of(parse.name)).into());
-            }
-            if self.statements.len() >= max {
-                return Err(refusals::too_many_statements().into());
-            }
+            self.check_name(parse.name)?;
         }
+        let before = self.statements.get(parse.name).cloned();
         let name: Box<[u8]> = parse.name.into();
-        self.statements.insert(&name, statement.clone());
+        let given = statement.clone();
+        let (statement, kept, _) = self.resolved(&batch.snapshot, statement, kept)?;
+        self.statements.insert(&name, given);
         batch.named.push((Some(name), before));
         Ok(match self.place(batch, &kept) {
             Place::Server => {
@@ -187,6 +183,14 @@ impl Session {
         let statement = self.statement(bind.statement)?;
         let kept = self.facts(batch, &statement)?;
         self.check_failed(&kept.analysis)?;
+        let (statement, kept, gives) = self.resolved(&batch.snapshot, statement, kept)?;
+        if let Some(name) = &gives {
+            self.check_name(name.as_bytes())?;
+        }
+        if let Some(made) = statement.makes() {
+            let body = self.facts(batch, made)?;
+            self.check_prepared(&batch.snapshot, &body)?;
+        }
         if batch.changes_names && !self.is_unguarded() {
             return Err(refusals::unsupported(
                 "search_path or role set ahead of other statements in one batch",
@@ -224,7 +228,7 @@ impl Session {
             frame: body.start - HEADER_BYTES..body.end,
         });
         Ok(match place {
-            Place::Server => StepKind::Bind(statement),
+            Place::Server => StepKind::Bind(statement, gives),
             Place::Local => StepKind::Local(Message::Bind, BIND_COMPLETE),
             Place::Control => {
                 batch.has_control = true;
@@ -240,14 +244,7 @@ impl Session {
 
     /// The statement of a name, for what names and literals mean now: it may be parsed under that.
     pub(super) fn statement(&self, name: &[u8]) -> Result<Arc<Statement>, Trouble> {
-        match self.statements.get(name) {
-            Some(statement) if *statement.names() == self.names => Ok(statement.clone()),
-            Some(statement) => {
-                let store = &self.services.statements;
-                Ok(store.intern(statement.sql(), statement.types(), &self.names))
-            }
-            None => Err(refusals::no_statement(&name_of(name)).into()),
-        }
+        self.named(name).ok_or_else(|| refusals::no_statement(&name_of(name)).into())
     }
 
     /// A name that pgward has not heard of, and the session's own server may have (PREPARE).
@@ -368,6 +365,7 @@ impl Session {
         statement: Arc<Statement>,
     ) -> Result<StepKind, Trouble> {
         let kept = self.facts(batch, &statement)?;
+        let (statement, kept, _) = self.resolved(&batch.snapshot, statement, kept)?;
         Ok(match self.place(batch, &kept) {
             Place::Server => {
                 batch.needs_server = true;
@@ -452,11 +450,16 @@ impl Session {
         for step in &batch.steps {
             let body = &self.input.as_slice()[step.frame.start + HEADER_BYTES..step.frame.end];
             match &step.kind {
-                StepKind::Bind(statement) | StepKind::Control(Message::Bind, statement, _) => {
+                StepKind::Bind(statement, _) | StepKind::Control(Message::Bind, statement, _) => {
                     let bind = Bind::read(body)?;
                     let kept = self.facts(batch, statement)?;
                     let values = BindValues { bind, kept: &kept };
-                    let effect = run.effect_of(self, &kept.analysis, &values)?;
+                    let mut effect = run.effect_of(self, &kept.analysis, &values)?;
+                    if let StepKind::Bind(prepare, Some(name)) = &step.kind
+                        && let Some(made) = prepare.makes()
+                    {
+                        effect = Confirmed::Prepared(name.clone(), made.clone());
+                    }
                     bound.retain(|portal| *portal.name != *bind.portal);
                     closed.retain(|name| **name != *bind.portal);
                     let (name, statement) = (bind.portal.into(), statement.clone());
@@ -490,6 +493,7 @@ impl Session {
             }
         }
         batch.bound = bound;
+        self.find_sole(batch, run)?;
         run.check_aside()?;
         // What is parsed behind a setting in the same batch was looked at without it.
         run.is_opaque |= batch.has_several() && run.effects.iter().any(changes_literals);
@@ -499,6 +503,57 @@ impl Session {
         let is_first = self.attached.as_ref().is_none_or(|attached| attached.effects.is_empty());
         if is_whole && is_first {
             run.drop_idle_effects();
+        }
+        Ok(())
+    }
+}
+
+impl Session {
+    /// The batch's only Bind, and whether its statement may be parsed anew behind the client's back
+    /// if DDL has changed what it answers. On a connection of its own a client would get an error
+    /// for what it prepared before that, and not for what it prepares now.
+    fn find_sole(&self, batch: &Batch, run: &mut Run) -> Result<(), Trouble> {
+        let mut binds = batch.steps.iter().filter_map(|step| match &step.kind {
+            StepKind::Bind(statement, _) => Some((statement, step)),
+            _ => None,
+        });
+        let (first, second) = (binds.next(), binds.next());
+        let Some((statement, bind)) = first else { return Ok(()) };
+        let is_own = self.has_own_server();
+        let is_plain = |step: &Step| match &step.kind {
+            StepKind::Parse(other) | StepKind::DescribeStatement(other) => other.id == statement.id,
+            StepKind::Bind(..)
+            | StepKind::Portal(Message::Describe)
+            | StepKind::Execute
+            | StepKind::Sync => true,
+            _ => false,
+        };
+        let is_alone = second.is_none()
+            && batch.has_sync
+            && self.attached.is_none()
+            && self.pinned.is_none()
+            && matches!(self.block, Block::None)
+            && batch.steps.iter().all(is_plain)
+            && !matches!(statement.origin(), Origin::Execute(_) | Origin::Prepare(_));
+        let parses = |step: &Step| matches!(step.kind, StepKind::Parse(_));
+        let describes = |step: &Step| matches!(step.kind, StepKind::Portal(Message::Describe));
+        // It learns the new columns from this very batch, and its values mean what they say.
+        let body = &self.input.as_slice()[bind.frame.start + HEADER_BYTES..bind.frame.end];
+        let bind = Bind::read(body)?;
+        let count = bind.param_count();
+        let is_typed = statement.types().iter().filter(|oid| **oid != 0).count() >= count;
+        let is_text = (1..=count).all(|n| {
+            let param = u16::try_from(n).ok().and_then(|n| bind.param(n));
+            matches!(param, Some((0, _) | (_, None)))
+        });
+        let is_told = batch.steps.iter().any(parses)
+            || (batch.steps.iter().any(describes) && (is_typed || is_text));
+        if statement.is_stale() && !(is_alone && is_told) && !is_own {
+            return Err(refusals::stale_statement().into());
+        }
+        if second.is_none() {
+            run.sole = Some(statement.clone());
+            run.is_healable = is_alone && is_told && !is_own;
         }
         Ok(())
     }

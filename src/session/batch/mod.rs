@@ -9,6 +9,8 @@
 mod emit;
 mod look;
 
+pub(super) use emit::send_rewrite;
+
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -54,7 +56,8 @@ struct Step {
 
 enum StepKind {
     Parse(Arc<Statement>),
-    Bind(Arc<Statement>),
+    /// With the name that its Execute gives, if that is a PREPARE.
+    Bind(Arc<Statement>, Option<Box<str>>),
     DescribeStatement(Arc<Statement>),
     /// Close of a statement: the server keeps the shared one.
     CloseStatement,
@@ -153,7 +156,7 @@ impl Batch {
     /// More than one statement is parsed or bound in it.
     fn has_several(&self) -> bool {
         let is_statement =
-            |step: &&Step| matches!(step.kind, StepKind::Parse(_) | StepKind::Bind(_));
+            |step: &&Step| matches!(step.kind, StepKind::Parse(_) | StepKind::Bind(..));
         self.steps.iter().filter(is_statement).count() > 2
     }
 
@@ -189,7 +192,7 @@ impl Values for BindValues<'_> {
 }
 
 /// No values: a statement that is only described.
-struct NoValues<'a>(&'a Kept);
+pub(super) struct NoValues<'a>(pub &'a Kept);
 
 impl Values for NoValues<'_> {
     fn param(&self, _n: u16) -> Option<(i16, Option<&[u8]>)> {
@@ -241,18 +244,14 @@ impl Session {
         }
         let Some(end) = self.batch_end(limit)? else { return Ok(false) };
         let loss = self.loss.take();
-        let mut batch = Batch::new(self.services.catalog.current(), end, self.has_own_server());
         let before = self.ledger_before.take();
-        batch.ledger_before.clone_from(&before);
-        let mut looked = self.look_at_batch(&mut batch);
+        let (mut batch, mut looked) = self.look_to(end, before.clone());
         if let Err(Trouble::Unknown(_)) = &looked
             && self.refresh_catalog().await
         {
             self.take_back_names(std::mem::take(&mut batch.named), 0);
             self.take_back_settings(&mut batch);
-            batch = Batch::new(self.services.catalog.current(), end, self.has_own_server());
-            batch.ledger_before = before;
-            looked = self.look_at_batch(&mut batch);
+            (batch, looked) = self.look_to(end, before.clone());
         }
         if let Some(loss) = loss
             && !(looked.is_ok() && batch.is_rollback())
@@ -261,7 +260,27 @@ impl Session {
             return Ok(true);
         }
         let mut run = Run::new(Route::Any { role: Role::Replica });
-        match looked.and_then(|()| self.complete_run(&mut batch, &mut run)) {
+        looked = looked.and_then(|()| self.complete_run(&mut batch, &mut run));
+        if looked.is_ok()
+            && let Some(end) = self.begin_alone(&batch, &run)
+        {
+            self.take_back_names(std::mem::take(&mut batch.named), 0);
+            self.take_back_settings(&mut batch);
+            (batch, looked) = self.look_to(end, before);
+            run = Run::new(Route::Any { role: Role::Replica });
+            looked = looked.and_then(|()| self.complete_run(&mut batch, &mut run));
+        }
+        if looked.is_ok()
+            && let Some(stale) = run.sole.take_if(|statement| statement.is_stale())
+        {
+            // What it answers now, the client hears in this very batch.
+            self.take_back_names(std::mem::take(&mut batch.named), 0);
+            self.renew(&stale);
+            (batch, looked) = self.look_to(batch.end, None);
+            run = Run::new(Route::Any { role: Role::Replica });
+            looked = looked.and_then(|()| self.complete_run(&mut batch, &mut run));
+        }
+        match looked {
             Ok(()) => self.run_batch(batch, run).await?,
             Err(Trouble::End(end)) => return Err(end),
             Err(Trouble::Refused(refusal) | Trouble::Unknown(refusal)) => {
@@ -269,6 +288,39 @@ impl Session {
             }
         }
         Ok(true)
+    }
+
+    /// Looks at the messages before `end`; `before`: the settings before the batch, if pieces of it
+    /// were answered here.
+    fn look_to(
+        &mut self,
+        end: usize,
+        before: Option<Box<params::Ledger>>,
+    ) -> (Batch, Result<(), Trouble>) {
+        let snapshot = self.services.catalog.current();
+        let mut batch = Batch::new(snapshot, end, self.has_own_server());
+        batch.ledger_before = before;
+        let looked = self.look_at_batch(&mut batch);
+        (batch, looked)
+    }
+
+    /// Where a batch that begins a block is cut, if no hospital is named in it: what is behind BEGIN
+    /// then stands beside the block, which no server holds yet.
+    fn begin_alone(&self, batch: &Batch, run: &Run) -> Option<usize> {
+        let is_free = self.attached.is_none()
+            && !self.has_own_server()
+            && matches!(self.block, Block::None)
+            && batch.begins.is_some()
+            && batch.needs_server
+            && matches!(run.route, Route::Any { .. });
+        let is_here =
+            |step: &Step| matches!(step.kind, StepKind::Control(..) | StepKind::Local(..));
+        let first = batch.steps.iter().position(|step| !is_here(step))?;
+        let has_begun = |step: &Step| matches!(step.kind, StepKind::Control(Message::Execute, ..));
+        let (ahead, behind) = batch.steps.split_at(first);
+        // With its end in the batch, the whole block goes to one server.
+        let is_whole = behind.iter().any(has_begun);
+        (is_free && ahead.iter().any(has_begun) && !is_whole).then(|| behind[0].frame.start)
     }
 
     /// Where the gathered batch ends: behind a Sync or Flush, before a message of another kind,
@@ -378,13 +430,18 @@ impl Session {
                     return Ok(());
                 }
             };
-            let may_rerun = self.begin(&mut attached, &run) && batch.has_sync;
+            // What has just been parsed can't be stale.
+            run.is_healable &= run
+                .sole
+                .as_ref()
+                .is_some_and(|statement| attached.checkout.server.prepared.touch(statement.id));
+            let may_rerun = self.begin(&mut attached, &run, batch.has_sync);
             self.emit(&batch, &mut attached);
             if run.is_own_batch {
                 let server = &mut *attached.checkout.server;
                 server.send(Message::Sync, Expect::Swallow, frontend::write_sync);
             }
-            let kept = if may_rerun { batch.end } else { 0 };
+            let kept = if may_rerun || run.is_healable { batch.end } else { 0 };
             self.input.advance(batch.end - kept);
             // Data of a COPY that comes right behind has to find it begun.
             let is_fed = !batch.has_sync && self.input.as_slice().get(kept).is_some_and(is_copy);
@@ -394,8 +451,12 @@ impl Session {
             }
             let is_flushed = is_fed || batch.has_sync || self.ends_with_flush(&batch);
             let until = if is_flushed { Until::Settled } else { Until::Sent };
-            let mut running = Running::new(may_rerun);
+            let mut running = Running::of_batch(may_rerun, &run);
             let relayed = self.relay(&mut attached, &mut running, until, kept).await?;
+            if running.wants_healing && matches!(relayed, Relayed::Rerun) {
+                self.heal(&mut batch, attached, run.sole.take());
+                return Ok(());
+            }
             if let Relayed::Rerun = relayed {
                 self.rerun_on_primary(attached, &mut run);
                 continue;
@@ -438,6 +499,34 @@ impl Session {
             }
             return Ok(());
         }
+    }
+
+    /// The statement of the batch has gone stale, or is gone, on its server. Nothing of the batch has
+    /// run, the client has heard nothing of it, and it is still in the input: it is looked at again.
+    fn heal(
+        &mut self,
+        batch: &mut Batch,
+        mut attached: Box<Attached>,
+        statement: Option<Arc<Statement>>,
+    ) {
+        self.take_back_names(std::mem::take(&mut batch.named), 0);
+        let Some(statement) = statement else { return self.release(attached) };
+        if !statement.is_stale() {
+            attached.checkout.server.prepared.remove(statement.id);
+        }
+        self.release(attached);
+        // Else the server keeps it under its name, until it is the longest unused.
+        if statement.is_stale() {
+            self.renew(&statement);
+        }
+    }
+
+    /// The client's names for what has gone stale mean its text, prepared anew.
+    fn renew(&mut self, stale: &Arc<Statement>) {
+        let store = &self.services.statements;
+        let (text, types) = (stale.sql(), stale.types());
+        let fresh = store.intern_from(text, types, &self.names, stale.origin(), None);
+        self.statements.replace(stale, &fresh);
     }
 
     /// Parse and Describe with no Bind, then Flush: the hospital is not known yet, so that they

@@ -8,6 +8,7 @@
 use pg_raw_parse::nodes;
 
 use super::expr::is_catalog_name;
+use crate::sql::execute::OTHER_TYPE;
 use crate::sql::{KeySource, ParamKind};
 
 /// A literal or a parameter, as some type.
@@ -99,6 +100,14 @@ impl Const {
         }
     }
 
+    /// The literal, if it is one.
+    pub(super) fn slot(self) -> Option<u16> {
+        match self.place {
+            Place::Literal(slot) => Some(slot),
+            Place::Param(..) => None,
+        }
+    }
+
     /// Whether it was said to be a uuid, so that it is one wherever it stands.
     pub(super) fn is_uuid(self) -> bool {
         self.of == Type::Uuid
@@ -107,6 +116,17 @@ impl Const {
     /// Whether its type is text, or an array of text.
     pub(super) fn is_text(self) -> bool {
         matches!(self.of, Type::Text | Type::TextArray)
+    }
+}
+
+/// The OID of a type that a parameter is declared to have, as far as keys go.
+pub(super) fn type_oid(name: &nodes::TypeName) -> u32 {
+    match named_type(name) {
+        Some(Type::Uuid) => 2950,
+        Some(Type::Text) => 25,
+        Some(Type::UuidArray) => 2951,
+        Some(Type::TextArray) => 1009,
+        Some(Type::Open) | None => OTHER_TYPE,
     }
 }
 

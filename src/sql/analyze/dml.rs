@@ -220,7 +220,7 @@ impl<'a> Walk<'a> {
         Ok((table, Item { name, schema, columns, is_bare: true }))
     }
 
-    fn written(&mut self, into: &'a nodes::RangeVar) -> Option<&'a Relation> {
+    pub(super) fn written(&mut self, into: &'a nodes::RangeVar) -> Option<&'a Relation> {
         let relation = self.resolve(into);
         self.may_write(relation);
         relation

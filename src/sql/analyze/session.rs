@@ -7,10 +7,13 @@ use pg_raw_parse::list::NodeList;
 use pg_raw_parse::nodes::{self, DiscardMode, TransactionStmtKind, VariableSetKind};
 use pg_raw_parse::{ConstValue, Node};
 
-use super::expr::{At, qualified_name};
+use super::consts::type_oid;
+use super::expr::{At, Term, qualified_name};
 use super::{Walk, utility};
+use crate::sql::execute::{EXECUTE, PREPARE};
 use crate::sql::{
-    Discard, Effect, Error, Isolation, Pin, Setting, SettingValue, Transaction, TransactionModes,
+    Arg, Discard, Effect, Error, Execute, Isolation, Pin, Prepare, Setting, SettingValue,
+    Transaction, TransactionModes,
 };
 
 /// Hint for what changes the schema.
@@ -94,12 +97,23 @@ impl<'a> Walk<'a> {
                 "DISCARD"
             }
             Node::PrepareStmt(prepare) => {
-                self.found.effect = Effect::Prepare(owned(prepare.name()));
-                self.refuse("PREPARE", "Use the extended protocol's prepared statements.")
+                let types = prepare.argtypes().into_iter().map(type_oid).collect();
+                let name = owned(prepare.name());
+                self.found.effect = Effect::Prepare(Box::new(Prepare { name, types }));
+                // Until the session has looked at what is prepared.
+                self.unsupported(PREPARE, "Send it as a query of its own.");
+                "PREPARE"
             }
             Node::ExecuteStmt(execute) => {
-                self.found.effect = Effect::Execute(owned(execute.name()));
-                self.refuse("EXECUTE", "Use the extended protocol's prepared statements.")
+                self.execute(execute, at)?;
+                "EXECUTE"
+            }
+            Node::CreateTableAsStmt(made) => {
+                if let Node::ExecuteStmt(execute) = made.query() {
+                    self.writes("CREATE TABLE AS");
+                    self.execute(execute, at)?;
+                }
+                self.utility(node)
             }
             // They mean something only where their cursor is, which needs an open transaction.
             Node::FetchStmt(fetch) => {
@@ -138,11 +152,27 @@ impl<'a> Walk<'a> {
                 self.found.effect = Effect::Opaque;
                 self.refuse("CALL", "Call a function that safe_functions names, in a SELECT.")
             }
-            Node::CopyStmt(_) => self.refuse("COPY", "Use INSERT and SELECT."),
+            Node::CopyStmt(copy) => self.copy(copy, at)?,
             Node::LockStmt(_) => self.refuse("LOCK TABLE", "Use SELECT ... FOR UPDATE."),
             Node::TruncateStmt(_) => self.refuse("TRUNCATE TABLE", "Use DELETE with the key."),
             other => self.utility(other),
         })
+    }
+
+    /// EXECUTE: its arguments are read as any expressions; what it runs is not known here.
+    fn execute(&mut self, execute: &'a nodes::ExecuteStmt, at: At<'_, 'a>) -> Result<(), Error> {
+        let mut args = Vec::new();
+        for arg in execute.params().iter() {
+            args.push(match self.expr(arg, at)? {
+                Term::Const(value) => value.slot().map_or(Arg::Other, Arg::Slot),
+                _ => Arg::Other,
+            });
+        }
+        self.writes(EXECUTE);
+        self.found.executes = Some(Box::new(Execute { name: owned(execute.name()), args }));
+        // Until the session has said what the name stands for.
+        self.unsupported(EXECUTE, "Send it as a query of its own.");
+        Ok(())
     }
 
     /// A statement of the kinds that belong to migrations and upkeep.

@@ -1,0 +1,124 @@
+//! COPY into sharded tables on real servers: rows of one hospital, in every format, and no others.
+
+use std::fmt::Write as _;
+use std::io::Write as _;
+
+use crate::support::raw::{message, query};
+use crate::support::*;
+
+/// Copies `data` in, in pieces of `size`: the command tag, or the SQLSTATE.
+fn copy_in(raw: &mut Raw, sql: &str, data: &[u8], size: usize) -> String {
+    raw.send(&query(sql));
+    let first = raw.message().expect("an answer");
+    let mut answers = vec![];
+    if first.tag == b'G' {
+        // Written without reading: an error may come at any time.
+        let mut writer = raw.stream.try_clone().expect("the other half");
+        let pieces: Vec<u8> = data.chunks(size).flat_map(|piece| message(b'd', &[piece])).collect();
+        let writing = std::thread::spawn(move || {
+            writer.write_all(&pieces).expect("sent");
+            writer.write_all(&message(b'c', &[])).expect("sent");
+        });
+        answers = raw.until(b'Z').expect("an end");
+        writing.join().expect("all was sent");
+    } else {
+        answers.push(first);
+        answers.extend(raw.until(b'Z').expect("an end"));
+    }
+    let tags: String = answers.iter().map(|message| char::from(message.tag)).collect();
+    match (tags.as_str(), &answers[0]) {
+        ("EZ", error) => error.sqlstate().to_owned(),
+        ("CZ", tag) => String::from_utf8_lossy(&tag.body).trim_end_matches('\0').to_owned(),
+        (tags, _) => tags.to_owned(),
+    }
+}
+
+fn binary(rows: &[(uuid::Uuid, i64)]) -> Vec<u8> {
+    let mut out = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0".to_vec();
+    for (hospital, id) in rows {
+        out.extend(4i16.to_be_bytes());
+        for value in [hospital.as_bytes().as_slice(), &id.to_be_bytes(), b"m", b"Binary"] {
+            out.extend((value.len() as i32).to_be_bytes());
+            out.extend(value);
+        }
+    }
+    out.extend((-1i16).to_be_bytes());
+    out
+}
+
+#[test]
+fn rows_of_one_hospital_and_no_others_come_in() {
+    let shards = shards();
+    let config = [("auth", "auth_type = \"trust\"")];
+    let ward = Ward::start(shards, &WardOptions { config: &config, ..Default::default() });
+    let mut raw = Raw::login(&ward);
+    let run = |raw: &mut Raw, sql: &str| {
+        raw.send(&query(sql));
+        let answers = raw.until(b'Z').expect("an answer");
+        assert!(answers.iter().all(|message| message.tag != b'E'), "{sql}: {answers:?}");
+        answers
+    };
+    let (mine, other) = (shards.hospital(2, 0), shards.hospital(2, 0));
+    run(&mut raw, &format!("SET pgward.hospital_id = '{mine}'"));
+    let into = "COPY patients (hospital_id, id, mrn, name) FROM STDIN";
+    let csv = "COPY patients (hospital_id, id, mrn, name) FROM STDIN WITH CSV HEADER";
+    let all = "COPY patients FROM STDIN (FORMAT csv, DELIMITER ';', NULL 'none')";
+    let bin = "COPY patients (hospital_id, id, mrn, name) FROM STDIN BINARY";
+    let upper = mine.to_string().to_uppercase();
+    let cases: Vec<(&str, Vec<u8>, &str)> = vec![
+        (into, format!("{mine}\t1\tm\tText\\\nof two\n{mine}\t2\tm\t\\\\\n").into(), "COPY 2"),
+        (into, format!("{{{upper}}}\t3\tm\tx\n\\.\n").into(), "COPY 1"),
+        (into, format!("{mine}\t4\tm\tx\n{other}\t5\tm\tx\n").into(), "PW003"),
+        (into, format!("{mine}\t4\tm\tx\n{other}\t5\tm\tx").into(), "PW003"),
+        (into, format!("{mine}\t4\tm\tx\n\\N\t5\tm\tx\n").into(), "22P04"),
+        (into, format!("{mine}\t4\tm\n").into(), "22P04"),
+        (into, format!("{mine}\tfour\tm\tx\n").into(), "22P02"),
+        (into, format!("{mine}\t1\tm\tx\n").into(), "23505"),
+        (csv, format!("a,b,c,d\n{mine},6,\"m\n,\"\"\",CSV\n\"{mine}\",7,m,\n").into(), "23502"),
+        (csv, format!("a,b,c,d\n{mine},6,\"m\n,\"\"\",CSV\n\"{mine}\",7,m,x\n").into(), "COPY 2"),
+        (csv, format!("a,b,c,d\n{mine},8,\"m\n{mine},9,m,x\n").into(), "22P04"),
+        (all, format!("{mine};10;m;none;none;All").into(), "COPY 1"),
+        (all, "none;11;m;none;none;All\n".into(), "PW003"),
+        (bin, binary(&[(mine, 12), (mine, 13)]), "COPY 2"),
+        (bin, binary(&[(mine, 14), (other, 15)]), "PW003"),
+        ("COPY patients (id, mrn, name) FROM STDIN", Vec::new(), "0A000"),
+        (
+            "COPY patients FROM STDIN (NULL '0123456789012345678901234567890123')",
+            Vec::new(),
+            "0A000",
+        ),
+        ("COPY patients FROM STDIN (ENCODING 'SJIS')", Vec::new(), "0A000"),
+        ("COPY patients FROM PROGRAM 'cat'", Vec::new(), "0A000"),
+        ("COPY regions FROM STDIN", Vec::new(), "0A000"),
+    ];
+    for (sql, data, want) in &cases {
+        for (size, end) in [(1 << 20, "ROLLBACK"), (7, "COMMIT")] {
+            run(&mut raw, "BEGIN");
+            let got = copy_in(&mut raw, sql, data, size);
+            assert_eq!(got, *want, "{sql}: {}", String::from_utf8_lossy(data));
+            run(&mut raw, end);
+        }
+    }
+    let count =
+        |of| shards.psql(2, &format!("SELECT count(*) FROM patients WHERE hospital_id = '{of}'"));
+    assert_eq!((count(mine), count(other)), ("8".into(), "0".into()));
+    // Nobody says which hospital.
+    run(&mut raw, "RESET pgward.hospital_id");
+    assert_eq!(copy_in(&mut raw, into, b"", 1), "PW001");
+    let hinted = format!("/* hospital_id='{mine}' */ {into}");
+    let row = |n: i32| format!("{mine}\t{n}\tm\tHint\n");
+    assert_eq!(copy_in(&mut raw, &hinted, (row(20) + &row(21)).as_bytes(), 99), "COPY 2");
+    // A large one that goes wrong in its middle: the client still sends.
+    let mut large = String::new();
+    for n in 100..100_000 {
+        let hospital = if n == 50_000 { other } else { mine };
+        let _ = writeln!(large, "{hospital}\t{n}\tm\tLarge");
+    }
+    assert_eq!(copy_in(&mut raw, &hinted, large.as_bytes(), 8192), "PW003");
+    assert_eq!((count(mine), count(other)), ("10".into(), "0".into()));
+    let out = format!("COPY (SELECT name FROM patients WHERE hospital_id = '{mine}') TO STDOUT");
+    let rows = run(&mut raw, &out);
+    assert_eq!(rows.iter().filter(|message| message.tag == b'd').count(), 10);
+    raw.send(&query("COPY patients TO STDOUT"));
+    assert_eq!(raw.until(b'Z').expect("an answer")[0].sqlstate(), "PW001");
+}
