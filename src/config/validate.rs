@@ -118,7 +118,7 @@ impl Checks<'_> {
             self.wrong("", key, "names no file");
         }
         self.listen(&config.listen);
-        self.auth(&config.auth);
+        self.auth(&config.auth, &config.tls);
         self.peers(config);
         self.exposure(config);
         self.tls(&config.tls);
@@ -178,7 +178,7 @@ impl Checks<'_> {
         self.within("listen", "max_packet_size", *max_packet_size as u64, PACKET_BYTES);
     }
 
-    fn auth(&self, auth: &Auth) {
+    fn auth(&self, auth: &Auth, tls: &Tls) {
         let Auth {
             auth_type,
             scram_iterations,
@@ -201,6 +201,11 @@ impl Checks<'_> {
         if !is_hba && has_rules {
             let message = "has no effect without `auth_type = \"hba\"`";
             self.wrong("auth", "auth_hba_file", message);
+        }
+        if *auth_type == AuthType::Cert && tls.client_tls_ca_file.as_os_str().is_empty() {
+            let message =
+                "\"cert\" needs `client_tls_ca_file` in [tls]: whose certificates are good?";
+            self.wrong("auth", "auth_type", message);
         }
         if !has_rules && !auth_ident_file.as_os_str().is_empty() {
             let message = "has no effect without `auth_hba_file`, whose rules name its maps";
