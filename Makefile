@@ -2,12 +2,12 @@
 # with git, make and cargo is enough: the rest is installed, or named where that can't be done.
 
 CARGO ?= cargo
-export QUICK
+export QUICK FUZZ_SECONDS FUZZ_TARGETS CONFORMANCE_PSYCOPG
 
-.PHONY: help demo test check bench fuzz soak build fmt clean
+.PHONY: help demo test check conformance bench fuzz soak build fmt clean
 
 help: ## Say what there is
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
 
 demo: ## Four local Postgres shards with replicas behind pgward, to try it out
 	@.ci/need cargo cc libclang postgres
@@ -25,13 +25,18 @@ check: ## What must pass before merging: format, lints, licences, tests
 	else echo "licences and advisories: not checked, cargo-deny is not installed"; fi
 	$(MAKE) test
 
+conformance: ## Drivers' own test suites and applications through pgward (SUITE=psql MODE=session)
+	@.ci/need cargo cc libclang postgres libpq python node
+	$(CARGO) build --locked
+	python3 tests/conformance/run.py --binary target/debug/pgward --suites "$(SUITE)" --modes "$(MODE)"
+
 bench: ## CPU per transaction beside PgBouncer (QUICK=1: two minutes)
 	@.ci/need cargo cc libclang postgres pgbouncer valgrind strace
 	$(CARGO) bench --locked --bench '*'
 
-fuzz: ## The property tests, two hundred times longer
-	@.ci/need cargo cc libclang
-	PROPTEST_CASES=50000 $(CARGO) test --locked --lib
+fuzz: ## Look for bytes that break something (FUZZ_SECONDS=60 for each target, FUZZ_TARGETS=...)
+	@.ci/need cargo cc c++ libclang
+	@.ci/fuzz
 
 soak: ## A million statements on eight shards against one Postgres (SOAK_STATEMENTS, SOAK_SEED)
 	@.ci/need cargo cc libclang postgres

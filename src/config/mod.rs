@@ -88,8 +88,23 @@ pub struct Listen {
     pub max_user_client_connections: usize,
     /// Seconds from connecting to ReadyForQuery; then the connection is dropped.
     pub client_login_timeout: f64,
-    /// Connections of one address that may be logging in at once.
+    /// Connections of one address that may be logging in at once; one more gets 53300. An IPv6 site
+    /// (/64) is one address.
     pub max_logins_per_address: usize,
+    /// Connections that may be logging in at once, of all addresses; they don't count as clients yet,
+    /// and may take 20 kB each. The last quarter is for addresses that have none.
+    pub max_logins: usize,
+    /// Notice clients whose host has gone without a word, and end what runs for them.
+    pub tcp_keepalive: bool,
+    /// Seconds of silence before the first probe; 0: the system's value, often two hours.
+    pub tcp_keepidle: u32,
+    /// Seconds between probes; 0: the system's value.
+    pub tcp_keepintvl: u32,
+    /// Probes without an answer that end the connection; 0: the system's value.
+    pub tcp_keepcnt: u32,
+    /// Milliseconds that bytes for a client may stay unacknowledged before the connection ends;
+    /// 0: the system's value, about 15 minutes. Also ends clients that read nothing for so long.
+    pub tcp_user_timeout: u32,
     /// Threads that carry sessions; 0 means one per core.
     pub worker_threads: usize,
     /// Allow clear text or `trust` beyond loopback.
@@ -451,6 +466,12 @@ impl Default for Listen {
             max_user_client_connections: 0,
             client_login_timeout: 60.0,
             max_logins_per_address: 1_000,
+            max_logins: 4_000,
+            tcp_keepalive: true,
+            tcp_keepidle: 60,
+            tcp_keepintvl: 10,
+            tcp_keepcnt: 3,
+            tcp_user_timeout: 0,
             worker_threads: 0,
             insecure: false,
             max_packet_size: 1 << 30,

@@ -35,6 +35,9 @@ const PACKET_BYTES: RangeInclusive<u64> = 4096..=(1 << 30);
 const FRESHNESS_INTERVAL_MS_MIN: u64 = 10;
 /// More would make a login take seconds of CPU.
 const SCRAM_ITERATIONS: RangeInclusive<u64> = 1..=10_000_000;
+/// As Linux has them (`MAX_TCP_KEEPIDLE`, `MAX_TCP_KEEPCNT`).
+const KEEPALIVE_SECONDS_MAX: u64 = 32_767;
+const KEEPALIVE_PROBES_MAX: u64 = 127;
 const LOG_LEVELS: [&str; 5] = ["error", "warn", "info", "debug", "trace"];
 
 /// Reads `text`; `more` may change the configuration and check more, before problems are told.
@@ -157,6 +160,12 @@ impl Checks<'_> {
             max_user_client_connections,
             client_login_timeout,
             max_logins_per_address,
+            max_logins,
+            tcp_keepalive: _,
+            tcp_keepidle,
+            tcp_keepintvl,
+            tcp_keepcnt,
+            tcp_user_timeout,
             worker_threads,
             insecure: _, // see `exposure`
             max_packet_size,
@@ -173,6 +182,18 @@ impl Checks<'_> {
         self.count("listen", "max_user_client_connections", *max_user_client_connections, 0);
         self.seconds("listen", "client_login_timeout", *client_login_timeout, Zero::Refused);
         self.count("listen", "max_logins_per_address", *max_logins_per_address, 1);
+        self.count("listen", "max_logins", *max_logins, 1);
+        if max_logins < max_logins_per_address {
+            self.wrong("listen", "max_logins", "must be at least max_logins_per_address");
+        }
+        // What the system takes; it refuses more, and a connection would go without.
+        let probes = [("tcp_keepidle", tcp_keepidle), ("tcp_keepintvl", tcp_keepintvl)];
+        for (key, seconds) in probes {
+            self.within("listen", key, u64::from(*seconds), 0..=KEEPALIVE_SECONDS_MAX);
+        }
+        self.within("listen", "tcp_keepcnt", u64::from(*tcp_keepcnt), 0..=KEEPALIVE_PROBES_MAX);
+        let timeout = u64::from(*tcp_user_timeout);
+        self.within("listen", "tcp_user_timeout", timeout, 0..=i32::MAX as u64);
         let threads = 0..=WORKER_THREADS_MAX as u64;
         self.within("listen", "worker_threads", *worker_threads as u64, threads);
         self.within("listen", "max_packet_size", *max_packet_size as u64, PACKET_BYTES);

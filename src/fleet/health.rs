@@ -7,8 +7,8 @@
 
 use std::collections::VecDeque;
 
-/// Hosts of a shard that are looked at; a bit mask of them fits an `u32`.
-pub const HOSTS_MAX: usize = 32;
+use crate::shard_map::HOSTS_MAX;
+
 /// Samples of the primary that are kept per shard.
 const SAMPLES_MAX: usize = 64;
 

@@ -30,10 +30,8 @@ use tokio::time::Instant;
 
 use crate::config;
 use crate::net::tls::{Connector, ServerTls};
-use crate::shard_map::{Address, Shard, ShardId, ShardMap};
+use crate::shard_map::{Address, HOSTS_MAX, Shard, ShardId, ShardMap};
 use health::{Alarm, Answer, HostHealth, ShardHealth};
-
-pub use health::HOSTS_MAX;
 
 /// A shard is in use for this long after it was last asked for a host.
 const IN_USE: Duration = Duration::from_secs(10);

@@ -21,6 +21,8 @@ use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 
+use crate::config::Listen;
+
 use tls::{Acceptor, TlsStream};
 pub use way::Way;
 
@@ -164,15 +166,63 @@ impl From<TcpStream> for Stream {
     }
 }
 
-/// Sends what is written at once, and finds out within a minute that the other end's host is gone:
-/// a client's place and its server would else never come back.
-pub fn tune(tcp: &TcpStream) -> io::Result<()> {
+/// How a dead host at the other end is noticed; a zero leaves the system's own value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Keepalive {
+    /// Probes are sent at all.
+    pub is_on: bool,
+    /// Silence before the first probe, in seconds.
+    pub idle_s: u32,
+    /// Between probes, in seconds.
+    pub interval_s: u32,
+    /// Probes without an answer that end the connection.
+    pub count: u32,
+    /// Milliseconds that sent bytes may stay without an answer.
+    pub user_timeout_ms: u32,
+}
+
+impl From<&Listen> for Keepalive {
+    fn from(listen: &Listen) -> Self {
+        Self {
+            is_on: listen.tcp_keepalive,
+            idle_s: listen.tcp_keepidle,
+            interval_s: listen.tcp_keepintvl,
+            count: listen.tcp_keepcnt,
+            user_timeout_ms: listen.tcp_user_timeout,
+        }
+    }
+}
+
+/// Servers that vanish are noticed within a minute.
+const OF_SERVERS: Keepalive =
+    Keepalive { is_on: true, idle_s: 30, interval_s: 10, count: 3, user_timeout_ms: 0 };
+
+/// Sends what is written at once, and has the system look whether the other end's host is there: a
+/// client's place and its server would else never come back.
+pub fn tune(tcp: &TcpStream, keepalive: Keepalive) -> io::Result<()> {
     tcp.set_nodelay(true)?;
-    let keepalive = socket2::TcpKeepalive::new()
-        .with_time(Duration::from_secs(30))
-        .with_interval(Duration::from_secs(10))
-        .with_retries(3);
-    socket2::SockRef::from(tcp).set_tcp_keepalive(&keepalive)
+    let socket = socket2::SockRef::from(tcp);
+    if keepalive.user_timeout_ms > 0 {
+        #[cfg(target_os = "linux")]
+        socket
+            .set_tcp_user_timeout(Some(Duration::from_millis(keepalive.user_timeout_ms.into())))?;
+    }
+    if !keepalive.is_on {
+        return Ok(());
+    }
+    let seconds = |n: u32| Duration::from_secs(n.into());
+    let mut probes = socket2::TcpKeepalive::new();
+    if keepalive.idle_s > 0 {
+        probes = probes.with_time(seconds(keepalive.idle_s));
+    }
+    if keepalive.interval_s > 0 {
+        probes = probes.with_interval(seconds(keepalive.interval_s));
+    }
+    if keepalive.count > 0 {
+        probes = probes.with_retries(keepalive.count);
+    }
+    socket.set_keepalive(true)?;
+    socket.set_tcp_keepalive(&probes)
 }
 
 impl From<UnixStream> for Stream {

@@ -78,7 +78,7 @@ async fn encrypt(
     host: &str,
     attempt: Attempt,
 ) -> io::Result<Stream> {
-    super::tune(&tcp)?;
+    super::tune(&tcp, super::OF_SERVERS)?;
     // Boxed: a handshake is large, and most connections have none.
     let asked = Box::pin(tls.ask(tcp, host, attempt)).await?;
     Ok(asked.map_or_else(Stream::Plain, Stream::Tls))

@@ -15,7 +15,7 @@ use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
-use super::{LoginSlot, Proxy};
+use super::Proxy;
 use crate::config::{Config, Peer};
 use crate::net::Stream;
 use crate::route::refusals;
@@ -138,8 +138,8 @@ pub(super) async fn serve_peers(proxy: Arc<Proxy>, listener: TcpListener) {
 impl Proxy {
     async fn serve_peer(&self, stream: Stream, peer: SocketAddr) {
         let config = self.services.config.load_full();
-        let most = config.listen.max_logins_per_address;
-        let Some(under_way) = LoginSlot::take(&self.logins, Some(peer.ip()), most) else { return };
+        let (limits, now) = ((&config.listen).into(), std::time::Instant::now());
+        let Some(under_way) = self.logins.enter(Some(peer.ip()), limits, now) else { return };
         let users = self.services.users.load_full();
         let door = Door {
             users: &users,

@@ -3,15 +3,16 @@
 
 mod cancels;
 mod limits;
+mod logins;
 mod slots;
 mod source;
 
-use std::collections::HashMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::task::{Context, Waker};
 use std::time::Duration;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
@@ -41,6 +42,7 @@ use crate::shard_map::source::{self as maps, MapStore, ReloadOutcome};
 use crate::sql::Analyzer;
 use crate::wire::backend;
 use cancels::Cancels;
+use logins::Logins;
 use slots::{Most, Slot, Slots};
 
 /// Connections that the kernel keeps for us while we accept.
@@ -59,7 +61,7 @@ pub(crate) struct Proxy {
     services: Arc<Services>,
     path: PathBuf,
     is_listening: AtomicBool,
-    /// Connections that are no cancels, until their sockets are closed.
+    /// Clients that have proven who they are, until their sockets are closed.
     connections: AtomicUsize,
     /// Those of the console.
     consoles: AtomicUsize,
@@ -67,8 +69,8 @@ pub(crate) struct Proxy {
     cancels: Cancels,
     /// TLS with clients, if they get it; those who come after a reload get the new one.
     client_tls: ArcSwapOption<ClientTls>,
-    /// Connections that are logging in, by address; `None` for the Unix socket.
-    logins: Mutex<HashMap<Option<IpAddr>, usize>>,
+    /// Connections that are logging in.
+    logins: Arc<Logins>,
     /// One reload at a time.
     reloading: tokio::sync::Mutex<()>,
     logins_ok: std::sync::atomic::AtomicU64,
@@ -232,7 +234,7 @@ async fn run(path: &Path, files: Files) -> Result<(), String> {
         slots: Default::default(),
         cancels: Cancels::new(),
         client_tls: ArcSwapOption::from_pointee(client_tls),
-        logins: Mutex::default(),
+        logins: Arc::default(),
         reloading: tokio::sync::Mutex::default(),
         logins_ok: Default::default(),
     });
@@ -339,7 +341,7 @@ impl Proxy {
                 }
                 accepted = listener.accept() => {
                     let accepted = accepted.map(|(tcp, peer)| {
-                        drop(net::tune(&tcp));
+                        drop(net::tune(&tcp, (&self.services.config.load().listen).into()));
                         (tcp.into(), Some(peer))
                     });
                     self.accept(accepted).await;
@@ -380,10 +382,15 @@ impl Proxy {
                 return;
             }
         };
+        // Before anything is spent on it: a storm costs an accept and a close each.
+        let limits = (&self.services.config.load().listen).into();
+        let address = peer.map(|peer| peer.ip());
+        let under_way = self.logins.enter(address, limits, std::time::Instant::now());
+        let Some(under_way) = under_way else { return self.turn_away(stream) };
         let proxy = self.clone();
         tokio::spawn(async move {
             // Boxed: the state of a login is large, and a session shall not carry it.
-            let opened = Box::pin(proxy.open(stream, peer)).await;
+            let opened = Box::pin(proxy.open(stream, peer, under_way)).await;
             // The places are given back when all else of it is gone, its socket first of all.
             if let Some((session, _place, _slot)) = opened {
                 session.run().await;
@@ -391,15 +398,27 @@ impl Proxy {
         });
     }
 
+    /// Says why, as far as the socket takes it at once, and closes.
+    fn turn_away(&self, mut stream: Stream) {
+        let refusal = refusals::too_many_logins();
+        self.services.metrics.on_refusal(refusal.sqlstate);
+        self.services.metrics.on_login(LoginOutcome::Refused);
+        let mut output = Buffer::default();
+        refusal.encode(output.tail());
+        let mut cx = Context::from_waker(Waker::noop());
+        let _ = stream.poll_drain(&mut cx, &mut output);
+    }
+
     /// Makes a session of a new connection; what becomes none has ended when this returns.
     async fn open<'p>(
         self: &'p Arc<Self>,
         stream: Stream,
         peer: Option<SocketAddr>,
+        under_way: logins::Slot,
     ) -> Option<(Session, Counted<'p>, Slot)> {
         let deadline = Instant::now() + self.login_timeout();
-        let place = Counted::new(&self.connections);
-        let (login, place) = self.log_in(stream, peer, place, deadline).await?;
+        let login = self.log_in(stream, peer, under_way, deadline).await?;
+        let (login, place) = self.let_in(login).await?;
         if login.database == Database::Console {
             let _console = Counted::new(&self.consoles);
             self.console(login).await;
@@ -444,18 +463,11 @@ impl Proxy {
         drop(tokio::time::timeout(FAREWELL_WAIT, stream.drain(&mut output)).await);
     }
 
-    async fn log_in<'p>(
-        &'p self,
-        stream: Stream,
-        peer: Option<SocketAddr>,
-        place: Counted<'p>,
-        deadline: Instant,
-    ) -> Option<(Login, Counted<'p>)> {
-        let config = self.services.config.load_full();
-        let address = peer.map(|peer| peer.ip());
-        let under_way =
-            LoginSlot::take(&self.logins, address, config.listen.max_logins_per_address)?;
-        let is_full = self.connections.load(Ordering::Acquire) > config.listen.max_client_conn;
+    /// Why nobody gets in now, with `others` who are in. Those who have not proven who they are don't
+    /// count: they could keep everybody out.
+    fn refusal(&self, others: usize) -> (Option<backend::ErrorReply>, bool) {
+        let config = self.services.config.load();
+        let is_full = others >= config.listen.max_client_conn;
         let refusal = if is_full {
             Some(refusals::too_many_clients())
         } else if self.is_listening.load(Ordering::Acquire) {
@@ -464,6 +476,33 @@ impl Proxy {
             Some(refusals::drained())
         };
         let consoles = self.consoles.load(Ordering::Acquire);
+        let is_reserved = is_full && consoles < config.listen.admin_reserved_connections;
+        (refusal.map(|r| backend::ErrorReply { severity: "FATAL", ..r }), is_reserved)
+    }
+
+    /// Counts a client that has proven who it is, if there is a place still.
+    async fn let_in(&self, login: Login) -> Option<(Login, Counted<'_>)> {
+        let (place, others) = Counted::and_before(&self.connections);
+        match self.refusal(others) {
+            (None, _) => Some((login, place)),
+            (Some(_), true) if login.database == Database::Console => Some((login, place)),
+            (Some(refusal), _) => {
+                self.services.metrics.on_login(LoginOutcome::Refused);
+                self.part(login.stream, refusal).await;
+                None
+            }
+        }
+    }
+
+    async fn log_in(
+        &self,
+        stream: Stream,
+        peer: Option<SocketAddr>,
+        under_way: logins::Slot,
+        deadline: Instant,
+    ) -> Option<Login> {
+        let config = self.services.config.load_full();
+        let (refusal, is_reserved) = self.refusal(self.connections.load(Ordering::Acquire));
         let users = self.services.users.load_full();
         let map = self.services.map.current();
         let lookup = self.services.lookup.load_full();
@@ -473,15 +512,14 @@ impl Proxy {
             users: &users,
             lookup: lookup.as_deref(),
             database: &map.database,
-            refusal: refusal.map(|r| backend::ErrorReply { severity: "FATAL", ..r }),
-            reserved_for: (is_full && consoles < config.listen.admin_reserved_connections)
-                .then_some(&config.admin),
+            refusal,
+            reserved_for: is_reserved.then_some(&config.admin),
         };
         match login::hello(stream, &door, deadline).await {
-            Ok(Hello::Login(login)) => Some((login, place)),
+            Ok(Hello::Login(login)) => Some(login),
             Ok(Hello::Cancel { stream, pid, key }) => {
                 // It takes nothing from clients and their logins.
-                drop((place, under_way));
+                drop(under_way);
                 self.cancels.on_request(&self.services, pid, &key).await;
                 drop(stream);
                 None
@@ -606,47 +644,18 @@ struct Counted<'a>(&'a AtomicUsize);
 
 impl<'a> Counted<'a> {
     fn new(count: &'a AtomicUsize) -> Self {
-        count.fetch_add(1, Ordering::AcqRel);
-        Self(count)
+        Self::and_before(count).0
+    }
+
+    /// And how many there were.
+    fn and_before(count: &'a AtomicUsize) -> (Self, usize) {
+        let before = count.fetch_add(1, Ordering::AcqRel);
+        (Self(count), before)
     }
 }
 
 impl Drop for Counted<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::AcqRel);
-    }
-}
-
-/// One of the logins that an address may have under way.
-struct LoginSlot<'a> {
-    logins: &'a Mutex<HashMap<Option<IpAddr>, usize>>,
-    address: Option<IpAddr>,
-}
-
-impl<'a> LoginSlot<'a> {
-    fn take(
-        logins: &'a Mutex<HashMap<Option<IpAddr>, usize>>,
-        address: Option<IpAddr>,
-        max: usize,
-    ) -> Option<Self> {
-        let mut count = logins.lock().unwrap_or_else(|p| p.into_inner());
-        let under_way = count.entry(address).or_default();
-        if *under_way >= max {
-            return None;
-        }
-        *under_way += 1;
-        Some(Self { logins, address })
-    }
-}
-
-impl Drop for LoginSlot<'_> {
-    fn drop(&mut self) {
-        let mut count = self.logins.lock().unwrap_or_else(|p| p.into_inner());
-        if let Some(under_way) = count.get_mut(&self.address) {
-            *under_way -= 1;
-            if *under_way == 0 {
-                count.remove(&self.address);
-            }
-        }
     }
 }

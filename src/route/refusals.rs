@@ -326,10 +326,16 @@ pub fn unsupported_protocol(major: u16, minor: u16) -> Refusal {
     )
 }
 
-/// Over `max_client_conn`, or too many logins of one address.
+/// Over `max_client_conn`.
 pub fn too_many_clients() -> Refusal {
     Refusal::fatal(sqlstate::TOO_MANY_CONNECTIONS, "no more connections allowed (max_client_conn)")
         .with_hint("Raise max_client_conn, or use fewer connections.")
+}
+
+/// Over `max_logins` or `max_logins_per_address`.
+pub fn too_many_logins() -> Refusal {
+    Refusal::fatal(sqlstate::TOO_MANY_CONNECTIONS, "too many logins at once (max_logins)")
+        .with_hint("Raise max_logins or max_logins_per_address, or log in more slowly.")
 }
 
 /// A login at `peer_address`.

@@ -338,7 +338,11 @@ impl ServerConn {
             let Some(header) = wire::header(&bytes[at..], FRAME_BYTES_MAX)? else { break };
             let rest = &bytes[at..];
             let is_whole = rest.len() >= header.total;
-            if !is_whole && !passes_by(header.tag) {
+            // What may be kept back with an error to come must not be let go by halves.
+            let may_be_held = only_prepares
+                && matches!(header.tag, b'T' | b't' | b'N')
+                && header.total <= REPLY_BYTES_MAX;
+            if !is_whole && (may_be_held || !passes_by(header.tag)) {
                 if header.total > REPLY_BYTES_MAX {
                     return Err(wire::Error::TooLong {
                         tag: header.tag,

@@ -152,6 +152,11 @@ impl Pipeline {
         self.copy
     }
 
+    /// The COPY is of an Execute: the server keeps its end to itself until a Sync or Flush comes.
+    pub fn is_copy_executed(&self) -> bool {
+        self.owed.front().is_some_and(|owed| owed.message == Message::Execute)
+    }
+
     /// The front reply that the server owes.
     pub fn front(&self) -> Option<&Owed> {
         self.owed.front()

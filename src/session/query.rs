@@ -218,7 +218,7 @@ impl Session {
         if analysis.statements.is_empty() && !is_attached {
             return Ok(Look::Empty);
         }
-        self.check_failed(analysis).map_err(plain)?;
+        self.check_failed(analysis, false).map_err(plain)?;
         if analysis.statements.iter().any(is_of_prepared) {
             let kept = Kept::new(&analyzed, &snapshot.catalog);
             if let Some(rewrite) = self.rewrite(&snapshot, sql, &kept).map_err(plain)? {
@@ -280,15 +280,23 @@ impl Session {
             && self.user.rights.hospitals == crate::route::Hospitals::Any
     }
 
-    /// In a failed block only its end is accepted.
-    pub(super) fn check_failed(&self, analysis: &Analysis) -> Result<(), ErrorReply> {
+    /// In a failed block only its end is accepted; `ends_before`: it ended earlier in the request.
+    pub(super) fn check_failed(
+        &self,
+        analysis: &Analysis,
+        ends_before: bool,
+    ) -> Result<(), ErrorReply> {
         self.check_mode(analysis)?;
         let has_failed = match &self.attached {
             Some(attached) => attached.checkout.server.pipeline().status() == TxnStatus::Failed,
             None => matches!(self.block, Block::Failed(_)),
         };
         let is_control = |s: &crate::sql::Statement| matches!(s.effect, Effect::Transaction(_));
-        if has_failed && !analysis.statements.iter().all(is_control) {
+        // What follows the end in one request is the server's to run, where one is held.
+        let is_over =
+            |s: &crate::sql::Statement| self.attached.is_some() && ends_failure(&s.effect);
+        let mut still_in_it = analysis.statements.iter().take_while(|s| !is_over(s));
+        if has_failed && !ends_before && !still_in_it.all(is_control) {
             return Err(refusals::in_failed_transaction());
         }
         // Set again behind the request only; until then names mean something else on the server.
@@ -420,4 +428,15 @@ fn sets_hospital(effect: &Effect) -> bool {
         Effect::Reset(name) | Effect::Show(name) => name == params::HOSPITAL,
         _ => false,
     }
+}
+
+/// A failed block is over, or whole again, behind it.
+pub(super) fn ends_failure(effect: &Effect) -> bool {
+    use crate::sql::Transaction;
+    matches!(
+        effect,
+        Effect::Transaction(
+            Transaction::Commit { .. } | Transaction::Rollback { .. } | Transaction::RollbackTo(_)
+        )
+    )
 }

@@ -163,7 +163,8 @@ impl Session {
                 return Poll::Ready(Ok(Relayed::Done));
             }
             let mut is_progress = false;
-            if self.output.len() < OUTPUT_BYTES_MAX {
+            let is_full = self.output.len() >= OUTPUT_BYTES_MAX;
+            if !is_full {
                 match server.poll_fill(cx) {
                     Poll::Ready(Ok(())) => is_progress = true,
                     Poll::Ready(Err(_)) => return Poll::Ready(Ok(running.on_lost(attached))),
@@ -173,9 +174,14 @@ impl Session {
             // Written out when the server pauses, and not for answers of our own alone: those go
             // with the server's, in one write.
             let is_due = !is_progress || self.output.len() >= WRITE_BYTES;
-            if running.has_news && is_due {
+            if is_due && (running.has_news || is_full) {
                 match self.stream.poll_drain(cx, &mut self.output) {
-                    Poll::Ready(Ok(())) => running.has_news = false,
+                    Poll::Ready(Ok(())) => {
+                        running.has_news = false;
+                        // Race: the server has not been asked while there was no room, and so
+                        // nothing wakes us when it has more.
+                        is_progress |= is_full;
+                    }
                     Poll::Ready(Err(_)) => return Poll::Ready(Err(End::Client)),
                     Poll::Pending => {}
                 }
@@ -325,6 +331,13 @@ impl Session {
                         copy::send_fail(server);
                     }
                     Ok(()) => {}
+                }
+                if running.copy_left == 0
+                    && running.is_copy_ended
+                    && server.pipeline().is_copy_executed()
+                {
+                    // The client's Sync goes out behind the answer to this, which would wait for it.
+                    server.send_bytes(&[frontend::tag::FLUSH, 0, 0, 0, 4]);
                 }
                 continue;
             }

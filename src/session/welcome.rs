@@ -26,8 +26,8 @@ use crate::pool::{UserPools, Want};
 use crate::route::{Hospitals, Role, Route, refusals};
 use crate::server::{self, ServerError, SettingsMap};
 use crate::shard_map::HospitalId;
-use crate::wire::TxnStatus;
 use crate::wire::backend::{self, ErrorReply};
+use crate::wire::{TxnStatus, sqlstate};
 
 /// Distinct startup settings that are remembered.
 const CHECKED_MAX: usize = 4_096;
@@ -96,6 +96,7 @@ pub async fn welcome(
         Err(refusal) => return Err((login.stream, ErrorReply { severity: "FATAL", ..refusal })),
     };
     let application = login.startup.settings.iter().find(|(name, _)| name == "application_name");
+    let notice = application.and_then(|(_, value)| truncation(value));
     let application = application.map(|(_, value)| application_name(value)).unwrap_or_default();
     let has_long_key = login.has_long_key;
     let (user, database) = (login.user.name.clone(), login.startup.database);
@@ -151,7 +152,7 @@ pub async fn welcome(
     session.renew_names();
     let (learnt, settings) = greeting;
     let (pid, key) = (session.client.pid, &session.client.key);
-    greet(session.output.tail(), &learnt.parameters, &settings, pid, key);
+    greet(session.output.tail(), &learnt.parameters, &settings, notice.as_ref(), (pid, key));
     session.is_greeted = true;
     Ok(session)
 }
@@ -346,15 +347,27 @@ fn application_name(value: &str) -> String {
     value[..end].chars().map(printable).collect()
 }
 
-/// AuthenticationOk to ReadyForQuery.
+/// What Postgres says to a login whose application name it cuts.
+fn truncation(value: &str) -> Option<ErrorReply> {
+    (value.len() > NAME_BYTES_MAX).then(|| {
+        let cut = application_name(value);
+        let message = format!("identifier \"{value}\" will be truncated to \"{cut}\"");
+        ErrorReply { severity: "NOTICE", ..ErrorReply::error(sqlstate::NAME_TOO_LONG, message) }
+    })
+}
+
+/// AuthenticationOk to ReadyForQuery; `key` is the process id and its cancel key.
 fn greet(
     out: &mut BytesMut,
     parameters: &[(String, String)],
     settings: &SettingsMap,
-    pid: i32,
-    key: &[u8],
+    notice: Option<&ErrorReply>,
+    (pid, key): (i32, &[u8]),
 ) {
     backend::write_authentication_ok(out);
+    if let Some(notice) = notice {
+        notice.encode(out);
+    }
     for (name, value) in parameters {
         let value = match name.as_str() {
             // pgward answers for the primary, whichever server it learnt from.
@@ -376,5 +389,11 @@ mod tests {
         assert_eq!(application_name("psql"), "psql");
         assert_eq!(application_name("caf\u{e9}\n"), "caf??");
         assert_eq!(application_name(&"\u{e9}".repeat(60)).chars().count(), 31);
+        assert_eq!(truncation(&"x".repeat(63)), None);
+        let notice = truncation(&"x".repeat(65)).expect("a notice");
+        assert_eq!((notice.severity, notice.sqlstate), ("NOTICE", "42622"));
+        let (long, cut) = ("x".repeat(65), "x".repeat(63));
+        let want = format!("identifier \"{long}\" will be truncated to \"{cut}\"");
+        assert_eq!(notice.message, want);
     }
 }

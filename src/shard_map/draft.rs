@@ -8,7 +8,7 @@ use std::ops::{Range, RangeInclusive};
 
 use crate::document::{Fields, Report, Spanned};
 
-use super::{Address, Shard, ShardId, ShardTls, ranges};
+use super::{Address, HOSTS_MAX, Shard, ShardId, ShardTls, ranges};
 
 /// Buckets of a map; also bounds the bucket table.
 pub(super) const MODULUS_MAX: u32 = 1 << 16;
@@ -76,7 +76,7 @@ fn read_shard(
         },
         buckets_span,
         primary: table.string("primary").and_then(address),
-        replicas: table.strings("replicas").into_iter().filter_map(address).collect(),
+        replicas: read_replicas(report, &mut table).into_iter().filter_map(address).collect(),
         database: match table.string("database") {
             Some(name) => check_name(report, &name),
             None => map_database.map(str::to_owned),
@@ -97,7 +97,7 @@ fn read_group(
     let ids_text = table.string("ids");
     let region = read_region(report, &mut table);
     let primary = table.string("primary");
-    let replicas = table.strings("replicas");
+    let replicas = read_replicas(report, &mut table);
     let database = table.string("database");
     let tls = ShardTls::read(report, &mut table);
     let span = table.span().clone();
@@ -182,6 +182,16 @@ fn read_region(report: &Report<'_>, table: &mut Fields<'_, '_>) -> Option<String
         return None;
     }
     Some(text.to_owned())
+}
+
+/// The primary is a host too.
+fn read_replicas<'a>(report: &Report<'_>, table: &mut Fields<'a, '_>) -> Vec<Spanned<&'a str>> {
+    let replicas = table.strings("replicas");
+    if let Some(beyond) = replicas.get(HOSTS_MAX - 1) {
+        let message = format!("a shard has at most {HOSTS_MAX} hosts, its primary included");
+        report.at(&beyond.span(), message);
+    }
+    replicas
 }
 
 /// `text` is what `written` stands for, where that is a pattern.

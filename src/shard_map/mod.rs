@@ -66,6 +66,9 @@ pub enum LocateError {
     Unknown(HospitalId),
 }
 
+/// Hosts that a shard may have, its primary included: a mask of them fits an `u32`.
+pub const HOSTS_MAX: usize = 32;
+
 /// What the map says of ids that it doesn't list.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum UnknownHospital {

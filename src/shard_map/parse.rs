@@ -189,8 +189,10 @@ fn place_hospitals(
         let Some(wanted) = shard.as_ref().map(|shard| *shard.get_ref()).or(owner) else { continue };
         let Some(found) = shards.get(wanted as usize) else {
             let span = shard.as_ref().map_or(id.span(), Spanned::span);
-            let message = format!("there is no shard {wanted}: the last is {}", shards.len() - 1);
-            report.at(&span, message);
+            // Where there is none at all, that has been told.
+            if let Some(last) = shards.len().checked_sub(1) {
+                report.at(&span, format!("there is no shard {wanted}: the last is {last}"));
+            }
             continue;
         };
         hospitals.insert(hospital, found.id);

@@ -38,11 +38,40 @@ const QUERY_DEPTH: u32 = 10;
 /// Relations that one statement may name.
 const RELATIONS_MAX: usize = 1000;
 
+/// Comments in a row: the parser's library calls itself for each, and a stack that overflows ends the
+/// process. These take under 1 MB where nothing is optimized.
+const COMMENTS_MAX: usize = 10_000;
+
+/// Where the lexer can't say how many stand in a row, all that may be one counts.
+fn has_too_many_comments(lexed: &Lexed<'_>) -> bool {
+    let written = lexed.text.matches("/*").count() + lexed.text.matches("--").count();
+    written > COMMENTS_MAX && lexed.comments_in_a_row().is_none_or(|row| row > COMMENTS_MAX)
+}
+
+/// Steps of Postgres's scanner over operators and comments: some tenths of a second.
+const SCAN_STEPS_MAX: usize = 1 << 26;
+
+/// Postgres's scanner looks over a run of operator characters anew from each `/*` in it, which is
+/// the square of its length: seconds for some kilobytes of `/**//**/`, on a thread that serves
+/// others. Counts within literals too: no such run is text.
+fn is_slow_to_scan(text: &str) -> bool {
+    if text.matches("/*").count() * text.len() <= SCAN_STEPS_MAX {
+        return false;
+    }
+    let is_operator = |b: &u8| b"~!@#^&|`?+-*/%<>=".contains(b);
+    let steps = |run: &[u8]| run.windows(2).filter(|pair| pair == b"/*").count() * run.len();
+    let runs = text.as_bytes().split(|b| !is_operator(b));
+    runs.filter(|run| run.len() > 2).map(steps).sum::<usize>() > SCAN_STEPS_MAX
+}
+
 /// Analyzes `lexed`; also tells which slots' values the analysis depends on, in rising order.
 pub(super) fn analyze(
     lexed: &Lexed<'_>,
     context: &Context<'_>,
 ) -> Result<(Analysis, Vec<u16>), Error> {
+    if is_slow_to_scan(lexed.text) || has_too_many_comments(lexed) {
+        return Err(Error::TooComplex);
+    }
     let tree = match pg_raw_parse::parse(lexed.text) {
         Ok(tree) => tree,
         Err(error) => return Err(position::syntax_error(lexed.text, &error)),

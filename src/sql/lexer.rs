@@ -83,6 +83,8 @@ pub struct Lexed<'a> {
     spaces: Spans,
     hint: Hint,
     mode: KeyMode,
+    /// Comments in the longest run without a token between them.
+    comments: usize,
     /// First byte of the first token, and the end of the last one.
     body: (u32, u32),
 }
@@ -92,7 +94,7 @@ impl<'a> Lexed<'a> {
     pub fn new(text: &'a str) -> Self {
         let mut lexed = Self { text, ..Self::default() };
         if u32::try_from(text.len()).is_ok() {
-            Lexer { bytes: text.as_bytes(), at: 0, lexed: &mut lexed }.run();
+            Lexer { bytes: text.as_bytes(), at: 0, token_at: 0, lexed: &mut lexed }.run();
         }
         lexed
     }
@@ -119,6 +121,11 @@ impl<'a> Lexed<'a> {
     #[allow(clippy::result_unit_err)]
     pub fn hint(&self) -> Result<Option<&'a str>, ()> {
         self.hint.value(self.text)
+    }
+
+    /// Comments in the longest run of them; `None` where the text may be read otherwise.
+    pub(super) fn comments_in_a_row(&self) -> Option<usize> {
+        (self.mode != KeyMode::Verbatim).then_some(self.comments)
     }
 
     /// The slot of the literal that starts at byte `offset`.
@@ -226,6 +233,8 @@ const fn lower(word: &[u8; 6]) -> u64 {
 struct Lexer<'a, 'b> {
     bytes: &'a [u8],
     at: usize,
+    /// Where the last look beyond a comment found a token.
+    token_at: usize,
     lexed: &'b mut Lexed<'a>,
 }
 
@@ -336,18 +345,24 @@ impl Lexer<'_, '_> {
     /// A run of white space and comments; in the key one space stands for it.
     fn space(&mut self, is_inside: bool) {
         let start = self.at;
+        let mut comments = 0;
         while let Some(byte) = self.peek(0) {
             match class(byte) {
                 Class::Space => self.at += 1,
                 Class::Dash if self.peek(1) == Some(b'-') => {
+                    comments += 1;
                     let rest = &self.bytes[self.at..];
                     let line = rest.iter().position(|b| matches!(b, b'\n' | b'\r'));
                     self.at += line.unwrap_or(rest.len());
                 }
-                Class::Slash if self.peek(1) == Some(b'*') => self.comment(is_inside),
+                Class::Slash if self.peek(1) == Some(b'*') => {
+                    comments += 1;
+                    self.comment(is_inside);
+                }
                 _ => break,
             }
         }
+        self.lexed.comments = self.lexed.comments.max(comments);
         let is_plain = self.at - start == 1 && self.bytes[start] == b' ';
         if is_inside && !is_plain {
             let span = Span { start: start as u32, end: self.at as u32, kind: SlotKind::Plain };
@@ -378,7 +393,8 @@ impl Lexer<'_, '_> {
             }
         }
         let inner = &self.lexed.text[start + 2..self.at - 2];
-        self.lexed.hint.on_comment(self.lexed.text, inner, start + 2, is_inside);
+        let token_at = &mut self.token_at;
+        self.lexed.hint.on_comment(self.lexed.text, inner, start + 2, is_inside, token_at);
     }
 
     /// A name or keyword, or a string with a letter before it.

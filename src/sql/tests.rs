@@ -391,6 +391,36 @@ fn deep_texts_are_refused_and_do_no_harm() {
 }
 
 #[test]
+fn comments_that_the_scanner_squares_are_refused() {
+    let catalog = catalog();
+    let analyzer = Analyzer::new(1 << 20, 1 << 20);
+    for unit in ["/**/", "/*+*/", "*/*"] {
+        let text = format!("SELECT 1 {}", unit.repeat(200_000));
+        assert_eq!(analyze(&analyzer, &catalog, &text), Err(Error::TooComplex), "{unit}");
+    }
+    let nested = format!("SELECT 1 {}{}", "/*".repeat(100_000), "*/".repeat(100_000));
+    assert_eq!(analyze(&analyzer, &catalog, &nested), Err(Error::TooComplex));
+    let many = format!("SELECT 1 {}", ", 1 /* a comment */".repeat(20_000));
+    assert!(analyze(&analyzer, &catalog, &many).is_ok());
+}
+
+#[test]
+fn comments_in_a_row_do_not_overflow_the_stack() {
+    let catalog = catalog();
+    // Without a cache, which has one key for all comments.
+    let analyzer = Analyzer::new(1 << 20, 0);
+    for head in ["", "SELECT 1 ", "SELECT U&'a' "] {
+        for comment in ["/* */ ", "--\n", "-- x\r/* y */ "] {
+            let text = format!("{head}{}", comment.repeat(200_000));
+            let got = analyze(&analyzer, &catalog, &text);
+            assert_eq!(got, Err(Error::TooComplex), "{head}{comment}");
+            let text = format!("{head}{}", comment.repeat(4_000));
+            assert!(analyze(&analyzer, &catalog, &text).is_ok(), "{head}{comment}");
+        }
+    }
+}
+
+#[test]
 fn large_texts_of_ordinary_shape_pass() {
     let catalog = catalog();
     let analyzer = Analyzer::new(1 << 20, 64 << 20);

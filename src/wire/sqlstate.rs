@@ -18,6 +18,8 @@ pub const INVALID_PARAMETER_VALUE: &str = "22023";
 pub const FEATURE_NOT_SUPPORTED: &str = "0A000";
 /// The parser rejected the text.
 pub const SYNTAX_ERROR: &str = "42601";
+/// A name was cut.
+pub const NAME_TOO_LONG: &str = "42622";
 /// The text nests too deep.
 pub const STATEMENT_TOO_COMPLEX: &str = "54001";
 /// The database is not one that the map shards.

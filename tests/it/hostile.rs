@@ -3,42 +3,12 @@
 //! What a client gets must not depend on how a valid stream is cut; of an invalid one it gets nothing
 //! from the fault on, and nothing panics.
 
-use bytes::{Bytes, BytesMut};
-use pgward::net::{Buffer, Stream};
-use pgward::server::login::Greeting;
-use pgward::server::{Expect, Message, Pipeline, Reply, ServerConn};
-use pgward::wire::backend::ErrorReply;
+use bytes::BytesMut;
+use pgward::server::{Message, Pipeline};
 use proptest::prelude::*;
-use tokio::io::AsyncWriteExt;
 
+use crate::fuzz::targets::server::{KINDS, Kind, MESSAGES, Step, check_bounds, feed};
 use crate::support::notation::{backend, words};
-
-/// What was sent, and what a server answers.
-#[derive(Debug, Clone)]
-struct Step {
-    message: Message,
-    expect: Kind,
-    reply: String,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq)]
-enum Kind {
-    Forward,
-    Swallow,
-    Synthesize,
-    Refuse,
-}
-
-impl Kind {
-    fn expect(self) -> Expect {
-        match self {
-            Self::Forward => Expect::Forward,
-            Self::Swallow => Expect::Swallow,
-            Self::Synthesize => Expect::Synthesize(Bytes::from_static(b"1\0\0\0\x04")),
-            Self::Refuse => Expect::Refuse(Box::new(ErrorReply::error("PW001", "no"))),
-        }
-    }
-}
 
 fn any_rows() -> impl Strategy<Value = String> {
     let async_message = prop_oneof![
@@ -92,62 +62,6 @@ fn any_query() -> impl Strategy<Value = Vec<Step>> {
     })
 }
 
-/// What a server connection makes of `bytes`, cut at `cuts`: bytes for the client, replies for the
-/// session, and whether it broke.
-async fn feed(steps: &[Step], bytes: &[u8], cuts: &[usize]) -> (Vec<u8>, Vec<String>, bool) {
-    let (near, mut far) = tokio::io::duplex(1 << 20);
-    let mut conn = ServerConn::new(Greeting {
-        stream: Stream::Memory(Box::new(near)),
-        buffer: Buffer::default(),
-        parameters: Vec::new(),
-        pid: 1,
-        key: Bytes::from_static(b"key!"),
-        way: None,
-    });
-    conn.begin_request(false);
-    for step in steps {
-        match step.expect.expect() {
-            Expect::Synthesize(reply) => conn.synthesize(step.message, reply),
-            expect => conn.send(step.message, expect, |_| {}),
-        }
-    }
-    let mut out = Buffer::default();
-    let mut replies = Vec::new();
-    conn.synthesize_into(&mut out);
-    let mut cuts: Vec<usize> = cuts.iter().map(|cut| cut % (bytes.len() + 1)).collect();
-    cuts.extend([0, bytes.len()]);
-    cuts.sort_unstable();
-    for piece in cuts.windows(2).map(|pair| &bytes[pair[0]..pair[1]]).filter(|p| !p.is_empty()) {
-        far.write_all(piece).await.expect("room in the pipe");
-        if std::future::poll_fn(|cx| conn.poll_fill(cx)).await.is_err() {
-            return (out.as_slice().to_vec(), replies, true);
-        }
-        loop {
-            match conn.next_reply(&mut out) {
-                Ok(Some(reply)) => replies.push(told(&reply)),
-                Ok(None) => break,
-                Err(_) => {
-                    assert!(conn.is_broken() && !conn.is_clean());
-                    return (out.as_slice().to_vec(), replies, true);
-                }
-            }
-        }
-    }
-    let is_waiting = !conn.pipeline().is_empty() || conn.pipeline().is_unsynced();
-    assert!(!(conn.is_clean() && is_waiting));
-    (out.as_slice().to_vec(), replies, false)
-}
-
-fn told(reply: &Reply) -> String {
-    match reply {
-        Reply::Ready { status, forwarded } => format!("Ready {status:?} {forwarded}"),
-        Reply::Error(error) => format!("Error {} {:?}", error.code(), error.message),
-        Reply::Complete { kind, forwarded, .. } => format!("Complete {kind} {forwarded}"),
-        Reply::CopyIn => "CopyIn".to_owned(),
-        Reply::Parameter { name, .. } => format!("Parameter {name}"),
-    }
-}
-
 fn replies_of(steps: &[Step]) -> Vec<u8> {
     steps.iter().flat_map(|step| words(&step.reply)).flat_map(|word| backend(&word)).collect()
 }
@@ -157,16 +71,7 @@ fn runtime() -> tokio::runtime::Runtime {
 }
 
 fn any_message() -> impl Strategy<Value = Message> {
-    prop_oneof![
-        Just(Message::Parse),
-        Just(Message::Bind),
-        Just(Message::Describe),
-        Just(Message::Execute),
-        Just(Message::Close),
-        Just(Message::Sync),
-        Just(Message::Query),
-        Just(Message::FunctionCall),
-    ]
+    prop::sample::select(MESSAGES.to_vec())
 }
 
 /// Tags that exist, with lengths and bodies that may lie.
@@ -192,7 +97,7 @@ proptest! {
     ) {
         let bytes = replies_of(&steps);
         let (whole, cut) = runtime().block_on(async {
-            (feed(&steps, &bytes, &[]).await, feed(&steps, &bytes, &cuts).await)
+            (feed(&steps, false, &bytes, &[]).await, feed(&steps, false, &bytes, &cuts).await)
         });
         prop_assert!(!whole.2, "a valid stream broke: {:?}", whole.1);
         prop_assert_eq!(whole, cut);
@@ -214,7 +119,7 @@ proptest! {
         frames.insert(at, backend(&words(bad)[0]));
         let good: Vec<u8> = frames[..at].concat();
         let (got, want) = runtime().block_on(async {
-            (feed(&steps, &frames.concat(), &cuts).await, feed(&steps, &good, &[]).await)
+            (feed(&steps, false, &frames.concat(), &cuts).await, feed(&steps, false, &good, &[]).await)
         });
         prop_assert!(got.2, "was taken for a reply");
         prop_assert!(want.0.starts_with(&got.0), "more than what came before the fault");
@@ -226,20 +131,14 @@ proptest! {
         bytes in any_noise(),
         cuts in prop::collection::vec(any::<usize>(), 0..12),
     ) {
-        let kinds = [Kind::Forward, Kind::Swallow, Kind::Synthesize, Kind::Refuse];
         let steps: Vec<Step> = messages
             .iter()
             .map(|(message, kind)| {
-                Step { message: *message, expect: kinds[*kind], reply: String::new() }
+                Step { message: *message, expect: KINDS[*kind], reply: String::new() }
             })
             .collect();
-        let (out, replies, _) = runtime().block_on(feed(&steps, &bytes, &cuts));
-        let synthesized = steps.iter().filter(|s| s.expect == Kind::Synthesize).count() * 5;
-        let refusals = steps.iter().filter(|s| s.expect == Kind::Refuse).count() * 200;
-        prop_assert!(out.len() <= bytes.len() + synthesized + refusals);
-        let ready = replies.iter().filter(|reply| reply.starts_with("Ready")).count();
-        let owners = [Message::Sync, Message::Query, Message::FunctionCall];
-        prop_assert!(ready <= steps.iter().filter(|s| owners.contains(&s.message)).count());
+        let fed = runtime().block_on(feed(&steps, false, &bytes, &cuts));
+        check_bounds(&steps, &bytes, &fed);
     }
 
     #[test]
@@ -247,10 +146,9 @@ proptest! {
         messages in prop::collection::vec((any_message(), 0..4usize), 0..8),
         tags in prop::collection::vec((any::<u8>(), any::<u8>()), 0..40),
     ) {
-        let kinds = [Kind::Forward, Kind::Swallow, Kind::Synthesize, Kind::Refuse];
         let mut pipeline = Pipeline::default();
         for (message, kind) in &messages {
-            pipeline.push(*message, kinds[*kind].expect());
+            pipeline.push(*message, KINDS[*kind].expect());
         }
         let mut owed = pipeline.len();
         for (tag, status) in tags {

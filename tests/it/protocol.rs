@@ -37,6 +37,64 @@ fn a_newer_protocol_is_negotiated_down() {
 }
 
 #[test]
+fn a_client_that_is_slow_to_read_gets_all_of_a_wide_row() {
+    let ward = Ward::start(shards(), &WardOptions { config: &[TRUST], ..Default::default() });
+    for bytes in [1 << 20, 10 << 20, 40 << 20] {
+        let mut raw = Raw::login(&ward);
+        raw.send(&query(&format!("SELECT repeat('x', {bytes})")));
+        // Until every buffer on the way is full, the server's and pgward's too.
+        std::thread::sleep(std::time::Duration::from_millis(300));
+        let messages = raw.until(b'Z').expect("all of it");
+        assert_eq!(tags(&messages), "TDCZ");
+        assert_eq!(messages[1].body.len(), bytes + 6);
+    }
+}
+
+#[test]
+fn what_follows_a_rollback_in_its_request_runs() {
+    let shards = shards();
+    let map = one_shard_map(shards.primary.port(), "shard0");
+    let config = [TRUST, ("guard", "mode = \"route\"")];
+    let ward = Ward::start(shards, &WardOptions { map: Some(map), config: &config });
+    let mut raw = Raw::login(&ward);
+    let ends = [
+        ([batch("ROLLBACK", &[]), batch("SELECT 1", &[]), sync()].concat(), "12C12DCZ"),
+        ([batch("SELECT 1", &[]), batch("ROLLBACK", &[]), sync()].concat(), "EZ"),
+        (query("ROLLBACK; SELECT 1"), "CTDCZ"),
+        (query("SELECT 1; ROLLBACK"), "EZ"),
+    ];
+    for (end, want) in ends {
+        raw.send(&[query("BEGIN"), query("SELECT 1 FROM pg_class"), query("SELECT 1/0")].concat());
+        for _ in 0..3 {
+            raw.until(b'Z').expect("an answer");
+        }
+        raw.send(&end);
+        assert_eq!(tags(&raw.until(b'Z').expect("an answer")), want);
+        raw.send(&query("ROLLBACK"));
+        raw.until(b'Z').expect("an answer");
+    }
+}
+
+#[test]
+fn copy_data_sent_once_it_is_asked_for_is_answered() {
+    let shards = shards();
+    let map = one_shard_map(shards.primary.port(), "shard0");
+    let config = [TRUST, ("guard", "mode = \"route\"")];
+    let ward = Ward::start(shards, &WardOptions { map: Some(map), config: &config });
+    let mut raw = Raw::login(&ward);
+    raw.send(&query("CREATE TEMP TABLE copied (n integer)"));
+    raw.until(b'Z').expect("an answer");
+    // A server keeps the end of a COPY of a batch to itself until it gets the Sync behind it.
+    let ends = [(message(b'c', &[]), "CZ"), (message(b'f', &[b"no\0"]), "EZ")];
+    for (end, want) in ends {
+        raw.send(&[batch("COPY copied FROM STDIN", &[]), sync()].concat());
+        assert_eq!(tags(&raw.until(b'G').expect("it begins")), "12G");
+        raw.send(&[message(b'd', &[b"1\n"]), end, sync()].concat());
+        assert_eq!(tags(&raw.until(b'Z').expect("an answer")), want);
+    }
+}
+
+#[test]
 fn a_client_that_dies_in_a_message_or_a_batch_leaks_nothing() {
     let shards = shards();
     let config = [TRUST, ("pool", "default_pool_size = 1"), ("pool", "query_wait_timeout = 10")];

@@ -187,6 +187,7 @@ fn every_refusal_has_its_words() {
             "max_client_conn is reached, or no process id is free",
             too_many_clients(),
         ),
+        ("too_many_logins", "max_logins or max_logins_per_address is reached", too_many_logins()),
         ("cancels_only", "a login at peer_address", cancels_only()),
         (
             "too_many_clients_of",

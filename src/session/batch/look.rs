@@ -13,6 +13,7 @@ use super::{
 use crate::route::{Bound, Role, Route, refusals};
 use crate::server::Message;
 use crate::session::block::Block;
+use crate::session::query::ends_failure;
 use crate::session::run::{Confirmed, Run};
 use crate::session::statements::{Kept, Origin, Statement};
 use crate::session::{Session, answer, params, utf8};
@@ -109,7 +110,7 @@ impl Session {
             self.services.statements.intern(sql, &types, &self.names)
         };
         let kept = self.facts(batch, &statement)?;
-        self.check_failed(&kept.analysis)?;
+        self.check_failed(&kept.analysis, batch.has_ended_failure)?;
         if !parse.name.is_empty() {
             self.check_name(parse.name)?;
         }
@@ -182,7 +183,7 @@ impl Session {
         }
         let statement = self.statement(bind.statement)?;
         let kept = self.facts(batch, &statement)?;
-        self.check_failed(&kept.analysis)?;
+        self.check_failed(&kept.analysis, batch.has_ended_failure)?;
         let (statement, kept, gives) = self.resolved(&batch.snapshot, statement, kept)?;
         if let Some(name) = &gives {
             self.check_name(name.as_bytes())?;
@@ -297,6 +298,8 @@ impl Session {
         };
         let kept = self.facts(batch, &statement)?;
         if place == Place::Control {
+            batch.has_ended_failure |= message == Message::Execute
+                && kept.analysis.statements.iter().any(|only| ends_failure(&only.effect));
             return Ok(StepKind::Control(message, statement, kept));
         }
         let Some(only) = kept.analysis.statements.first() else {

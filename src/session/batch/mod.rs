@@ -122,6 +122,8 @@ struct Batch {
     changes_names: bool,
     /// Transaction control is among its members.
     has_control: bool,
+    /// A failed block is over behind what has been looked at so far.
+    has_ended_failure: bool,
     /// BEGIN is among its members.
     begins: Option<TransactionModes>,
     /// The settings before its first statement that was answered here.
@@ -143,6 +145,7 @@ impl Batch {
             closed: Vec::new(),
             changes_names: false,
             has_control: false,
+            has_ended_failure: false,
             begins: None,
             ledger_before: None,
         }

@@ -23,20 +23,32 @@ pub(super) enum Hint {
 }
 
 const NAME: &str = "hospital_id";
-/// Comments with a hint, past which a text is refused: each of them costs a look at what follows.
+/// Comments with a hint, past which a text is refused.
 const SEEN_MAX: u8 = 8;
 
 impl Hint {
     /// Notes the hint in the comment whose `inner` text starts at `offset`. It counts before the
-    /// first token, and where no token follows.
-    pub(super) fn on_comment(&mut self, text: &str, inner: &str, offset: usize, is_inside: bool) {
-        if !inner.contains(NAME) {
+    /// first token, and where no token follows. `token_at` is where the last look found a token: what
+    /// stands before it need not be looked at again, however many comments there are.
+    pub(super) fn on_comment(
+        &mut self,
+        text: &str,
+        inner: &str,
+        offset: usize,
+        is_inside: bool,
+        token_at: &mut usize,
+    ) {
+        let is_settled = matches!(self, Self::Conflict) || is_inside && offset < *token_at;
+        if is_settled || !inner.contains(NAME) {
             return;
         }
         let Some(values) = pairs(inner) else { return };
-        let tail = text.as_bytes().get(offset + inner.len() + 2..).unwrap_or_default();
-        if is_inside && !is_tail(tail) {
-            return;
+        if is_inside {
+            let tail = text.as_bytes().get(offset + inner.len() + 2..).unwrap_or_default();
+            if let Some(left) = left_from_token(tail) {
+                *token_at = text.len() - left;
+                return;
+            }
         }
         for (from, to) in values {
             let (start, end) = (offset + from, offset + to);
@@ -62,22 +74,22 @@ impl Hint {
     }
 }
 
-/// Whether `rest` has no token.
-fn is_tail(mut rest: &[u8]) -> bool {
+/// Bytes from the first token of `rest` on; `None`: it has none.
+fn left_from_token(mut rest: &[u8]) -> Option<usize> {
     loop {
         rest = match rest {
-            [] => return true,
+            [] => return None,
             [b' ' | b'\t' | b'\n' | b'\r' | 0x0c | b';', tail @ ..] => tail,
             [b'-', b'-', tail @ ..] => {
                 let line = tail.iter().position(|b| matches!(b, b'\n' | b'\r'));
                 &tail[line.unwrap_or(tail.len())..]
             }
             [b'/', b'*', tail @ ..] => {
-                let mut depth = 1;
+                let (mut depth, left) = (1, rest.len());
                 let mut tail = tail;
                 while depth > 0 {
                     tail = match tail {
-                        [] => return false,
+                        [] => return Some(left),
                         [b'*', b'/', after @ ..] => {
                             depth -= 1;
                             after
@@ -91,7 +103,7 @@ fn is_tail(mut rest: &[u8]) -> bool {
                 }
                 tail
             }
-            _ => return false,
+            token => return Some(token.len()),
         };
     }
 }

@@ -124,6 +124,24 @@ fn hints_count_before_and_after_the_statement() {
 }
 
 #[test]
+fn many_comments_with_a_hint_are_looked_beyond_once() {
+    // Looking beyond each of them would take some 10^11 steps.
+    let comments = "/* hospital_id='a' */".repeat(100_000);
+    assert_eq!(Lexed::new(&format!("SELECT {comments} 1")).hint(), Ok(None));
+    assert_eq!(Lexed::new(&format!("SELECT 1 {comments}")).hint(), Err(()));
+    let cases = [
+        ("SELECT /* hospital_id='a' */ 1 /* hospital_id='b' */", Ok(Some("b"))),
+        (
+            "SELECT /* hospital_id='a' *//* hospital_id='c' */ 1 /* hospital_id='b' */",
+            Ok(Some("b")),
+        ),
+    ];
+    for (text, want) in cases {
+        assert_eq!(Lexed::new(text).hint(), want, "{text}");
+    }
+}
+
+#[test]
 fn many_literals_are_not_too_many() {
     let text = format!("SELECT {}", vec!["1"; 70_000].join(","));
     let lexed = Lexed::new(&text);

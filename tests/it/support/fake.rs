@@ -82,6 +82,11 @@ impl Stage {
         self.poked.notify_waiters();
     }
 
+    /// Hosts answer as they would again.
+    pub fn forget_rules(&self) {
+        self.lock().rules.clear();
+    }
+
     /// Lines written down so far.
     pub fn lines(&self) -> Vec<String> {
         self.lock().lines.clone()

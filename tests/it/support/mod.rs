@@ -8,6 +8,7 @@ pub mod certs;
 mod client;
 mod dice;
 pub mod fake;
+pub mod messages;
 pub mod notation;
 pub mod raw;
 pub mod script;

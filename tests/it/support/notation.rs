@@ -6,7 +6,7 @@
 use pgward::wire::backend::{AuthRequest, ErrorFields};
 use pgward::wire::{self, Reader, backend, frontend};
 
-use super::raw::{message, packet};
+use super::messages::{message, packet};
 
 /// Text that is shown in full; longer values are shown by their length.
 const SHOWN_BYTES_MAX: usize = 200;

@@ -34,6 +34,9 @@ use super::notation::{frontend, shown_backend, startup, words};
 const PATIENCE: Duration = Duration::from_secs(8);
 /// Nothing for this long means that nothing comes.
 const SILENCE: Duration = Duration::from_millis(120);
+/// The same for a client that sends bytes as they are: it may leave too early, which is one more case.
+const RAW_SILENCE: Duration = Duration::from_millis(8);
+const RAW_PIECE_SILENCE: Duration = Duration::from_millis(1);
 /// From here on a message that is not whole yet is worth a word.
 const SHOWN_PART_BYTES: usize = 1 << 20;
 
@@ -263,6 +266,57 @@ impl Scene {
         }
     }
 
+    /// A client that logs in, sends `pieces` as they are and leaves once nothing more comes. What it
+    /// heard behind the greeting.
+    pub async fn raw(&self, pieces: &[&[u8]]) -> Raw {
+        let mut client = Client::start(self, "").await;
+        client.wait_for_greeting().await;
+        let greeting = client.told;
+        for piece in pieces {
+            let pipe = client.pipe.as_mut().expect("a pipe");
+            // A session that has ended reads no more.
+            let _ = timeout(PATIENCE, pipe.write_all(piece)).await.expect("the session reads on");
+            client.wait_for_silence(RAW_PIECE_SILENCE).await;
+        }
+        client.wait_for_silence(RAW_SILENCE).await;
+        // The other half stays open: the last words are heard.
+        let mut pipe = client.pipe.take().expect("a pipe");
+        let _ = pipe.shutdown().await;
+        let session = timeout(PATIENCE, &mut client.session).await.expect("the session ends");
+        session.expect("no panic");
+        let bytes = client.heard.lock().expect("sound").bytes.split_off(greeting);
+        Raw { bytes }
+    }
+
+    /// What a client hears to one request up to ReadyForQuery, its own end, or past all patience.
+    pub async fn ask(&self, line: &str) -> Raw {
+        let mut client = Client::start(self, "").await;
+        client.wait_for_greeting().await;
+        let greeting = client.told;
+        let pipe = client.pipe.as_mut().expect("a pipe");
+        let _ = pipe.write_all(&Raw::bytes(line)).await;
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let (bytes, is_closed) = {
+                let heard = client.heard.lock().expect("sound");
+                (heard.bytes[greeting..].to_vec(), heard.is_closed)
+            };
+            let is_ready = bytes.len() > 5 && bytes[bytes.len() - 6..].starts_with(b"Z\0\0\0\x05");
+            if is_ready || is_closed || Instant::now() > deadline {
+                client.leave();
+                let session = timeout(PATIENCE, &mut client.session).await;
+                session.expect("the session ends").expect("no panic");
+                return Raw { bytes };
+            }
+            sleep(Duration::from_millis(1)).await;
+        }
+    }
+
+    /// Servers answer honestly again.
+    pub fn forget_rules(&self) {
+        self.stage.forget_rules();
+    }
+
     /// All clients leave. Servers that are left, by host.
     pub async fn end(&mut self) -> String {
         for client in self.clients.values_mut() {
@@ -312,6 +366,31 @@ fn catalog(map: &ShardMap) -> Catalog {
     Catalog::build(1, std::slice::from_ref(facts), &declared)
 }
 
+/// What a client heard.
+pub struct Raw {
+    pub bytes: Vec<u8>,
+}
+
+impl Raw {
+    /// The bytes of a client's line.
+    pub fn bytes(line: &str) -> Vec<u8> {
+        words(line).iter().flat_map(frontend).collect()
+    }
+
+    /// In words, up to what is no whole message.
+    pub fn told(&self) -> String {
+        let (mut told, mut rest) = (Vec::new(), &self.bytes[..]);
+        while let Ok(Some((tag, body))) = wire::peek(rest, 1 << 30) {
+            told.push(shown_backend(tag, body));
+            rest = &rest[body.len() + wire::HEADER_BYTES..];
+        }
+        if !rest.is_empty() {
+            told.push(format!("({} bytes)", rest.len()));
+        }
+        told.join(" ")
+    }
+}
+
 impl Client {
     async fn start(scene: &Scene, params: &str) -> Self {
         let (near, far) = tokio::io::duplex(1 << 16);
@@ -341,6 +420,23 @@ impl Client {
             sleep(Duration::from_millis(1)).await;
         }
         self.mark();
+    }
+
+    /// Waits until nothing has come for as long as `silence`.
+    async fn wait_for_silence(&self, silence: Duration) {
+        let count = || {
+            let heard = self.heard.lock().expect("sound");
+            (heard.bytes.len(), heard.is_closed)
+        };
+        let mut before = count();
+        loop {
+            sleep(silence).await;
+            let now = count();
+            if now.1 || now == before {
+                return;
+            }
+            before = now;
+        }
     }
 
     async fn say(&mut self, line: &str, services: &Arc<Services>) {
