@@ -105,14 +105,7 @@ pub type Root<'t> = Spanned<DeTable<'t>>;
 
 /// Parses `text`. Where it isn't TOML, only that is told: what it would mean is a guess.
 pub fn parse<'t>(file: &str, text: &'t str) -> Result<(Report<'t>, Root<'t>), Problems> {
-    let report = Report {
-        file: file.to_owned(),
-        text,
-        line_starts: std::iter::once(0)
-            .chain(text.bytes().enumerate().filter(|(_, b)| *b == b'\n').map(|(i, _)| i + 1))
-            .collect(),
-        found: RefCell::default(),
-    };
+    let report = Report::new(file, text);
     let (root, errors) = DeTable::parse_recoverable(text);
     for error in &errors {
         report.at(&error.span().unwrap_or_default(), error.message());
@@ -121,7 +114,19 @@ pub fn parse<'t>(file: &str, text: &'t str) -> Result<(Report<'t>, Root<'t>), Pr
     Ok((report, root))
 }
 
-impl Report<'_> {
+impl<'t> Report<'t> {
+    /// Nothing found yet in `text`, which is called `file` in problems; it need not be TOML.
+    pub fn new(file: &str, text: &'t str) -> Self {
+        Self {
+            file: file.to_owned(),
+            text,
+            line_starts: std::iter::once(0)
+                .chain(text.bytes().enumerate().filter(|(_, b)| *b == b'\n').map(|(i, _)| i + 1))
+                .collect(),
+            found: RefCell::default(),
+        }
+    }
+
     /// Notes a problem at the start of `span`.
     pub fn at(&self, span: &Range<usize>, message: impl Into<String>) {
         self.found.borrow_mut().push((span.start, message.into()));
@@ -240,6 +245,26 @@ impl<'a, 't> Fields<'a, 't> {
                 let (low, high) = range.into_inner();
                 self.wrong(key, value, &format!("a whole number from {low} to {high}"))
             }
+        }
+    }
+
+    /// A date and time: TOML's own, or a string that `read` understands.
+    pub fn datetime(
+        &mut self,
+        key: &'static str,
+        read: impl Fn(&str) -> Result<toml::value::Datetime, String>,
+    ) -> Option<Spanned<toml::value::Datetime>> {
+        let value = self.take(key)?;
+        match value.get_ref() {
+            DeValue::Datetime(datetime) => Some(Spanned::new(value.span(), *datetime)),
+            DeValue::String(text) => match read(text) {
+                Ok(datetime) => Some(Spanned::new(value.span(), datetime)),
+                Err(why) => {
+                    self.report.at(&value.span(), format!("`{key}` {why}"));
+                    None
+                }
+            },
+            _ => self.wrong(key, value, "a date and time"),
         }
     }
 

@@ -1,18 +1,29 @@
-//! Who a peer is: secrets, SCRAM-SHA-256 for both sides, md5, and the users file.
+//! Who a peer is: secrets, SCRAM-SHA-256 and md5 for both sides, rules, maps, and the users file.
 //!
-//! Message in, message out: no sockets and no clock here. `session::login` asks clients for a
+//! Message in, message out: no sockets and no clock here. `session::prove` asks clients for a
 //! proof with it, `server::login` proves pgward to the servers. Nothing in this room prints a
 //! secret, and nothing tells a client whether a name exists.
 //!
 //! Why clients get pgwire's SCRAM machine and servers postgres-protocol's (2026-11): pgwire's
 //! takes a stored verifier, which keeps the password off pgward, but its client side checks
-//! neither nonce nor iterations; postgres-protocol has only the client side, with checks.
+//! neither nonce nor iterations; postgres-protocol has only the client side, with checks. Neither
+//! knows of two secrets at once or of a login with a ClientKey: `keys` has those.
 
+pub mod hba;
+pub mod ident;
+mod keys;
+mod methods;
 pub mod scram;
+mod secrets;
+mod tokens;
 pub mod users;
 
 use std::sync::Arc;
 
+pub use hba::{Asked, Demand, Method, Refused};
+pub use keys::PassKeys;
+pub use methods::Methods;
+pub use secrets::ServerSecret;
 pub use users::{ServerCredentials, User, Users};
 
 /// Why a proof failed. Says nothing that a peer sent.
@@ -30,10 +41,13 @@ pub enum Error {
     /// The server could not prove that it knows the secret.
     #[error("the server does not know the secret")]
     Impostor,
+    /// The server keeps another verifier than the one whose keys pgward has.
+    #[error("the server keeps another verifier than the one that the client has proven")]
+    OtherVerifier,
 }
 
-/// A secret in plain text. Prints as dots. Equality is for configuration, not for proofs: its time
-/// tells where two secrets differ.
+/// A secret in plain text, or its md5 hash. Prints as dots. Equality is for configuration, not for
+/// proofs: its time tells where two secrets differ.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(Arc<str>);
 

@@ -4,6 +4,8 @@
 //! peer are checked here for length, alphabet and fields before a library sees them, and numbers
 //! of a server are capped, since they decide how long pgward computes.
 
+use std::sync::Arc;
+
 use pgwire::api::auth::sasl::scram as pgwire_scram;
 use pgwire::api::auth::sasl::scram::{
     ScramSecret, ScramServerAuth, ScramServerAuthWaitingForClientFinal,
@@ -11,6 +13,7 @@ use pgwire::api::auth::sasl::scram::{
 use pgwire::error::PgWireError;
 use postgres_protocol::authentication::sasl::{ChannelBinding, ScramSha256};
 
+use super::keys::{ClientKey, DIGEST_BYTES, Digest32, Keys, PassKeys, Passing, is_same};
 use super::{Error, Secret};
 
 /// Name of the mechanism.
@@ -20,24 +23,27 @@ pub const MECHANISM_PLUS: &str = "SCRAM-SHA-256-PLUS";
 /// A proof for another connection; Postgres's words.
 const CHECK_FAILED: &str = "SCRAM channel binding check failed";
 /// What it binds to: the certificate of the server's side (RFC 5929).
-const BINDING_HEADER: &str = "p=tls-server-end-point,,";
+pub(super) const BINDING_HEADER: &str = "p=tls-server-end-point,,";
 /// Iterations that pgward computes for a server at most (as pgjdbc since CVE-2026-42198).
 pub const ITERATIONS_MAX: u32 = 100_000;
+/// Iterations of a stored verifier at most: whoever wrote it decides how long a login takes.
+const STORED_ITERATIONS_MAX: u32 = 10_000_000;
 /// Longest message of an exchange; real ones have about 100 bytes.
 const MESSAGE_BYTES_MAX: usize = 1024;
 /// Lengths of a nonce in characters. Drivers send 24 or more.
 const NONCE_CHARS: std::ops::RangeInclusive<usize> = 18..=256;
 /// Base64 of a SHA-256 digest.
 const DIGEST_CHARS: usize = 44;
-const DIGEST_BYTES: usize = 32;
 
-/// What pgward keeps of a client's secret: enough to check a proof, not enough to make one.
+/// What pgward keeps of a client's secret: enough to check a proof, not enough to make one. Or of
+/// two secrets, while one takes the other's place: an exchange begins with salt and iterations, so
+/// both have the same.
 #[derive(Clone)]
 pub struct Verifier {
     salt: Vec<u8>,
     iterations: u32,
-    stored_key: [u8; DIGEST_BYTES],
-    server_key: [u8; DIGEST_BYTES],
+    keys: Keys,
+    previous: Option<Keys>,
     /// No proof fits, whatever it is: the user does not exist.
     mock: bool,
 }
@@ -51,20 +57,42 @@ impl std::fmt::Debug for Verifier {
 impl Verifier {
     /// Computes the verifier of a plain secret: `iterations` hashes, about a millisecond for 4096.
     pub fn derive(secret: &Secret, salt: &[u8], iterations: u32) -> Self {
-        let iterations = iterations.max(1); // the library panics on none
-        let salted = pgwire_scram::gen_salted_password(secret.expose(), salt, iterations as usize);
-        let secret = ScramSecret::verifier_from_salted_password(salt.to_vec(), salted, 0);
-        let (stored_key, server_key) = match secret {
-            ScramSecret::Verifier { stored_key, server_key, .. } => (stored_key, server_key),
-            ScramSecret::SaltedPassword { .. } => (Vec::new(), Vec::new()),
-        };
-        match (stored_key.try_into(), server_key.try_into()) {
-            (Ok(stored_key), Ok(server_key)) => {
-                Self { salt: salt.to_vec(), iterations, stored_key, server_key, mock: false }
-            }
-            // Not with SHA-256; if it were, nobody logs in.
-            _ => Self::mock("", b"", iterations),
+        let (keys, _) = derive(secret, salt, iterations);
+        let iterations = iterations.max(1);
+        Self { salt: salt.to_vec(), iterations, keys, previous: None, mock: false }
+    }
+
+    /// This one, and that of the secret before; `None` where salts or iterations differ.
+    pub fn with_previous(self, previous: &Self) -> Option<Self> {
+        let fits = self.salt == previous.salt && self.iterations == previous.iterations;
+        fits.then(|| Self { previous: Some(previous.keys.clone()), ..self })
+    }
+
+    /// Salt and iterations, which any client may know.
+    pub fn shape(&self) -> (&[u8], u32) {
+        (&self.salt, self.iterations)
+    }
+
+    /// Its keys are these: those of the present secret or of the one before.
+    pub(super) fn has(&self, keys: &Keys, salt: &[u8], iterations: u32) -> bool {
+        let shape = self.salt == salt && self.iterations == iterations;
+        shape && (self.keys == *keys || self.previous.as_ref() == Some(keys))
+    }
+
+    /// Checks the secret itself: the keys that it gives, where it is right. As many hashes as
+    /// [`Verifier::derive`], for mocks too.
+    pub fn check(&self, secret: &Secret) -> Result<Arc<PassKeys>, Error> {
+        let (keys, client) = derive(secret, &self.salt, self.iterations);
+        let current = self.keys == keys;
+        let previous = self.previous.as_ref().unwrap_or(&self.keys) == &keys;
+        if self.mock || !(current | previous) {
+            return Err(Error::Denied);
         }
+        Ok(self.pass_keys(client, keys))
+    }
+
+    fn pass_keys(&self, client: ClientKey, keys: Keys) -> Arc<PassKeys> {
+        Arc::new(PassKeys { client, keys, salt: self.salt.clone(), iterations: self.iterations })
     }
 
     /// Reads `SCRAM-SHA-256$<iterations>:<salt>$<stored key>:<server key>`, as in `pg_authid`.
@@ -73,13 +101,16 @@ impl Verifier {
         let (head, keys) = rest.split_once('$')?;
         let (iterations, salt) = head.split_once(':')?;
         let (stored_key, server_key) = keys.split_once(':')?;
-        let iterations = number(iterations).filter(|n| *n > 0)?;
+        let iterations = number(iterations).filter(|n| (1..=STORED_ITERATIONS_MAX).contains(n))?;
         let salt = decode_base64(salt).filter(|salt| !salt.is_empty())?;
         Some(Self {
             salt,
             iterations,
-            stored_key: decode_base64(stored_key)?.try_into().ok()?,
-            server_key: decode_base64(server_key)?.try_into().ok()?,
+            keys: Keys {
+                stored: decode_base64(stored_key)?.try_into().ok()?,
+                server: decode_base64(server_key)?.try_into().ok()?,
+            },
+            previous: None,
             mock: false,
         })
     }
@@ -95,11 +126,16 @@ impl Verifier {
         Self {
             salt: salt_for(name, seed),
             iterations: iterations.max(1),
-            stored_key: key,
-            server_key: key,
+            keys: Keys { stored: key, server: key },
+            previous: None,
             mock: true,
         }
     }
+}
+
+fn derive(secret: &Secret, salt: &[u8], iterations: u32) -> (Keys, ClientKey) {
+    let iterations = iterations.max(1) as usize; // the library panics on none
+    Keys::of_salted(&pgwire_scram::gen_salted_password(secret.expose(), salt, iterations))
 }
 
 /// The salt of `name`: the same for as long as `seed` lives, whether or not the name exists.
@@ -149,7 +185,18 @@ pub struct ServerExchange {
     machine: ScramServerAuthWaitingForClientFinal,
     /// What the client's final message must be bound to.
     bound_to: Option<Vec<u8>>,
-    mock: bool,
+    verifier: Verifier,
+    /// client-first without its header, and server-first: what the proof will be over.
+    said: String,
+}
+
+/// A client has proven that it knows a secret.
+#[derive(Debug)]
+pub struct Proven {
+    /// server-final, for the client.
+    pub server_final: String,
+    /// What pgward has learnt of it.
+    pub keys: Arc<PassKeys>,
 }
 
 impl ServerExchange {
@@ -176,29 +223,45 @@ impl ServerExchange {
         let secret = ScramSecret::Verifier {
             salt: verifier.salt.clone(),
             iterations: verifier.iterations as usize,
-            stored_key: verifier.stored_key.to_vec(),
-            server_key: verifier.server_key.to_vec(),
+            stored_key: verifier.keys.stored.to_vec(),
+            server_key: verifier.keys.server.to_vec(),
         };
         let (server_first, machine) = machine
             .on_client_first_message_with_secret(client_first, secret)
             .map_err(|_| Error::Malformed("client-first"))?;
-        Ok((server_first, Self { machine, bound_to, mock: verifier.mock }))
+        let first = std::str::from_utf8(client_first).unwrap_or_default();
+        let bare = first.splitn(3, ',').nth(2).unwrap_or_default();
+        let said = format!("{bare},{server_first}");
+        Ok((server_first, Self { machine, bound_to, verifier: verifier.clone(), said }))
     }
 
-    /// Takes client-final; gives server-final if the proof is right.
+    /// Takes client-final; gives server-final if the proof is right, for the present secret or
+    /// for the one before.
     ///
-    /// What the library compares, in variable time, are hashes over its own fresh nonce, which
-    /// the client can't steer: the time tells nothing of the stored key.
-    pub fn finish(self, client_final: &[u8]) -> Result<String, Error> {
-        let binding = check_client_final(client_final)?;
+    /// The library checks all that is in the message, and compares in variable time hashes over
+    /// its own fresh nonce, which the client can't steer: the time tells nothing of the stored key.
+    pub fn finish(self, client_final: &[u8]) -> Result<Proven, Error> {
+        let ClientFinal { binding, without_proof, proof } = check_client_final(client_final)?;
         if self.bound_to.is_some_and(|bound_to| bound_to != binding) {
             return Err(Error::Channel(CHECK_FAILED));
         }
-        match self.machine.on_client_final_message(client_final) {
-            Ok(server_final) if !self.mock => Ok(server_final),
-            Ok(_) | Err(PgWireError::InvalidPassword(_)) => Err(Error::Denied),
-            Err(_) => Err(Error::Malformed("client-final")),
-        }
+        let auth_message = format!("{},{without_proof}", self.said).into_bytes();
+        let Verifier { keys, previous, .. } = &self.verifier;
+        // Both, whichever there are: one more hash can be told from none.
+        let by_current = keys.proven(&proof, &auth_message);
+        let before = previous.as_ref().unwrap_or(keys);
+        let by_previous = before.proven(&proof, &auth_message);
+        let (client, keys) = match self.machine.on_client_final_message(client_final) {
+            Ok(_) if !self.verifier.mock => (by_current, keys),
+            Err(PgWireError::InvalidPassword(_)) if !self.verifier.mock => (by_previous, before),
+            Ok(_) | Err(PgWireError::InvalidPassword(_)) => return Err(Error::Denied),
+            Err(_) => return Err(Error::Malformed("client-final")),
+        };
+        let client = client.ok_or(Error::Denied)?;
+        Ok(Proven {
+            server_final: keys.server_final(&auth_message),
+            keys: self.verifier.pass_keys(client, keys.clone()),
+        })
     }
 }
 
@@ -227,16 +290,27 @@ fn check_client_first(message: &[u8], channel: Channel<'_>) -> Result<(), Error>
     check_nonce(nonce)
 }
 
-/// `c=<base64>,r=<nonce>,p=<proof>`; gives what stands in base64, the channel binding.
-fn check_client_final(message: &[u8]) -> Result<Vec<u8>, Error> {
-    let [binding, nonce, proof] = fields::<3>(message, "client-final")?;
-    let Some(binding) = binding.strip_prefix("c=").and_then(decode_base64) else {
+/// A client's last message, read.
+struct ClientFinal {
+    /// What its proof is bound to.
+    binding: Vec<u8>,
+    /// All that is before the proof.
+    without_proof: String,
+    proof: Digest32,
+}
+
+/// `c=<base64>,r=<nonce>,p=<proof>`.
+fn check_client_final(message: &[u8]) -> Result<ClientFinal, Error> {
+    let [bound, nonce, proof] = fields::<3>(message, "client-final")?;
+    let Some(binding) = bound.strip_prefix("c=").and_then(decode_base64) else {
         return Err(Error::Malformed("channel binding"));
     };
     check_nonce(nonce)?;
     let proof = proof.strip_prefix("p=").filter(|proof| proof.len() == DIGEST_CHARS);
-    match proof.and_then(decode_base64) {
-        Some(proof) if proof.len() == DIGEST_BYTES => Ok(binding),
+    match proof.and_then(decode_base64).map(Digest32::try_from) {
+        Some(Ok(proof)) => {
+            Ok(ClientFinal { binding, without_proof: format!("{bound},{nonce}"), proof })
+        }
         _ => Err(Error::Malformed("proof")),
     }
 }
@@ -279,8 +353,15 @@ pub enum Binding {
 
 /// pgward's own login to a server, between client-first and server-first.
 pub struct ClientExchange {
-    machine: ScramSha256,
+    machine: Machine,
     nonce_chars: usize,
+}
+
+enum Machine {
+    /// With the secret.
+    Secret(Box<ScramSha256>),
+    /// With what a client's proof has shown.
+    Keys(Passing),
 }
 
 impl ClientExchange {
@@ -298,6 +379,16 @@ impl ClientExchange {
         };
         let machine = ScramSha256::new(secret.expose().as_bytes(), binding);
         let client_first = machine.message().to_vec();
+        Self::started(client_first, Machine::Secret(Box::new(machine)))
+    }
+
+    /// As [`Self::start_bound`], for a server that keeps the verifier that `keys` are of.
+    pub fn start_with_keys(keys: Arc<PassKeys>, binding: Binding) -> (Vec<u8>, Self) {
+        let (client_first, passing) = Passing::start(keys, binding);
+        Self::started(client_first, Machine::Keys(passing))
+    }
+
+    fn started(client_first: Vec<u8>, machine: Machine) -> (Vec<u8>, Self) {
         let nonce = client_first.rsplit(|byte| *byte == b',').next().unwrap_or_default();
         let nonce_chars = nonce.len() - b"r=".len();
         (client_first, Self { machine, nonce_chars })
@@ -305,37 +396,55 @@ impl ClientExchange {
 
     /// Takes server-first; gives client-final and what waits for server-final. Computes up to
     /// [`ITERATIONS_MAX`] hashes: not for a thread that serves others.
-    pub fn on_server_first(mut self, server_first: &[u8]) -> Result<(Vec<u8>, ClientProof), Error> {
+    pub fn on_server_first(self, server_first: &[u8]) -> Result<(Vec<u8>, ClientProof), Error> {
         let [nonce, salt, iterations] = fields::<3>(server_first, "server-first")?;
         check_nonce(nonce)?;
+        let nonce = &nonce["r=".len()..];
         // The library checks that it begins with ours.
-        if nonce.len() - "r=".len() <= self.nonce_chars {
+        if nonce.len() <= self.nonce_chars {
             return Err(Error::Malformed("the server added nothing to the nonce"));
         }
-        if salt.strip_prefix("s=").and_then(decode_base64).is_none_or(|salt| salt.is_empty()) {
-            return Err(Error::Malformed("salt"));
-        }
-        match iterations.strip_prefix("i=").and_then(number) {
-            Some(1..=ITERATIONS_MAX) => {}
+        let salt = salt.strip_prefix("s=").and_then(decode_base64).filter(|salt| !salt.is_empty());
+        let salt = salt.ok_or(Error::Malformed("salt"))?;
+        let iterations = match iterations.strip_prefix("i=").and_then(number) {
+            Some(iterations @ 1..=ITERATIONS_MAX) => iterations,
             _ => return Err(Error::Malformed("iterations")),
+        };
+        match self.machine {
+            Machine::Secret(mut machine) => {
+                let wrong = |_| Error::Malformed("server-first");
+                machine.update(server_first).map_err(wrong)?;
+                Ok((machine.message().to_vec(), ClientProof::Secret(machine)))
+            }
+            Machine::Keys(passing) => {
+                let message = std::str::from_utf8(server_first).unwrap_or_default();
+                let (client_final, server_final) =
+                    passing.on_server_first(message, nonce, &salt, iterations)?;
+                Ok((client_final, ClientProof::Keys(server_final)))
+            }
         }
-        self.machine.update(server_first).map_err(|_| Error::Malformed("server-first"))?;
-        Ok((self.machine.message().to_vec(), ClientProof { machine: self.machine }))
     }
 }
 
 /// pgward's own login to a server, between client-final and server-final.
-pub struct ClientProof {
-    machine: ScramSha256,
+pub enum ClientProof {
+    /// With the secret.
+    Secret(Box<ScramSha256>),
+    /// The server-final that a server with the same verifier sends.
+    Keys(String),
 }
 
 impl ClientProof {
     /// Takes server-final: fails unless the server has proved that it knows the secret too.
-    pub fn on_server_final(mut self, server_final: &[u8]) -> Result<(), Error> {
+    pub fn on_server_final(self, server_final: &[u8]) -> Result<(), Error> {
         if server_final.len() > MESSAGE_BYTES_MAX {
             return Err(Error::Malformed("too long"));
         }
-        self.machine.finish(server_final).map_err(|_| Error::Impostor)
+        match self {
+            Self::Secret(mut machine) => machine.finish(server_final).map_err(|_| Error::Impostor),
+            Self::Keys(want) if is_same(want.as_bytes(), server_final) => Ok(()),
+            Self::Keys(_) => Err(Error::Impostor),
+        }
     }
 }
 
@@ -384,8 +493,16 @@ mod tests {
         let (client_first, client) = ClientExchange::start(&Secret::new(sent));
         let (server_first, server) = ServerExchange::start(&client_first, verifier)?;
         let (client_final, client) = client.on_server_first(server_first.as_bytes())?;
-        let server_final = server.finish(&client_final)?;
-        client.on_server_final(server_final.as_bytes())
+        let proven = server.finish(&client_final)?;
+        client.on_server_final(proven.server_final.as_bytes())?;
+        // What the client has shown lets pgward in where the same verifier is kept, and only there.
+        let (client_first, client) =
+            ClientExchange::start_with_keys(proven.keys.clone(), Binding::None);
+        let (server_first, server) = ServerExchange::start(&client_first, verifier)?;
+        let (client_final, client) = client.on_server_first(server_first.as_bytes())?;
+        let passed = server.finish(&client_final)?;
+        assert_eq!(passed.keys, proven.keys);
+        client.on_server_final(passed.server_final.as_bytes())
     }
 
     #[test]
@@ -433,12 +550,19 @@ mod tests {
         let verifier = Verifier::derive(&Secret::new("pencil"), b"salt", 64);
         let (hash, end) = end_point();
         let (other_hash, other) = end_point();
-        let log_in = |binding: Binding, channel: Channel<'_>, secret: &str| {
-            let (client_first, client) = ClientExchange::start_bound(&Secret::new(secret), binding);
+        let finish = |started: (Vec<u8>, ClientExchange), channel: Channel<'_>| {
+            let (client_first, client) = started;
             let (server_first, server) =
                 ServerExchange::start_on(channel, &client_first, &verifier)?;
             let (client_final, client) = client.on_server_first(server_first.as_bytes())?;
-            client.on_server_final(server.finish(&client_final)?.as_bytes())
+            client.on_server_final(server.finish(&client_final)?.server_final.as_bytes())
+        };
+        let log_in = |binding: Binding, channel: Channel<'_>, secret: &str| {
+            finish(ClientExchange::start_bound(&Secret::new(secret), binding), channel)
+        };
+        let keys = verifier.check(&Secret::new("pencil")).unwrap();
+        let pass = |binding: Binding, channel: Channel<'_>| {
+            finish(ClientExchange::start_with_keys(keys.clone(), binding), channel)
         };
         let bound = || Binding::EndPoint(hash.clone());
         let cases: [(Binding, Channel<'_>, Result<(), Error>); 11] = [
@@ -470,9 +594,52 @@ mod tests {
             (bound(), Channel::Unbound, Err(Error::Malformed("channel binding"))),
         ];
         for (number, (binding, channel, want)) in cases.into_iter().enumerate() {
-            assert_eq!(log_in(binding, channel, "pencil"), want, "case {number}");
+            assert_eq!(log_in(binding.clone(), channel, "pencil"), want, "case {number}");
+            assert_eq!(pass(binding, channel), want, "case {number}, with keys");
         }
         assert_eq!(log_in(bound(), Channel::Bound(&end), "other"), Err(Error::Denied));
+    }
+
+    #[test]
+    fn either_of_two_secrets_is_right() {
+        let of = |secret: &str| Verifier::derive(&Secret::new(secret), b"0123456789abcdef", 64);
+        let both = of("new").with_previous(&of("old")).unwrap();
+        for (secret, fits) in [("new", true), ("old", true), ("other", false)] {
+            let want = if fits { Ok(()) } else { Err(Error::Denied) };
+            assert_eq!(log_in(secret, &both), want, "{secret}");
+            assert_eq!(both.check(&Secret::new(secret)).is_ok(), fits, "{secret}");
+        }
+        assert_eq!(log_in("old", &of("new")), Err(Error::Denied));
+        let other_salt = Verifier::derive(&Secret::new("old"), b"another", 64);
+        assert!(of("new").with_previous(&other_salt).is_none());
+        let other_count = Verifier::derive(&Secret::new("old"), b"0123456789abcdef", 65);
+        assert!(of("new").with_previous(&other_count).is_none());
+    }
+
+    #[test]
+    fn keys_are_good_for_the_very_same_verifier_only() {
+        let secret = Secret::new("pencil");
+        let mine = Verifier::derive(&secret, b"salt", 64);
+        let keys = mine.check(&secret).unwrap();
+        assert!(keys.is_of(&mine));
+        for (salt, iterations) in [(&b"pepper"[..], 64), (b"salt", 65)] {
+            let theirs = Verifier::derive(&secret, salt, iterations);
+            assert!(!keys.is_of(&theirs));
+            let (client_first, client) =
+                ClientExchange::start_with_keys(keys.clone(), Binding::None);
+            let (server_first, _) = ServerExchange::start(&client_first, &theirs).unwrap();
+            let got = client.on_server_first(server_first.as_bytes()).err();
+            assert_eq!(got, Some(Error::OtherVerifier));
+        }
+        let changed = Verifier::derive(&Secret::new("eraser"), b"salt", 64);
+        let (client_first, client) = ClientExchange::start_with_keys(keys.clone(), Binding::None);
+        let (server_first, server) = ServerExchange::start(&client_first, &changed).unwrap();
+        let (client_final, client) = client.on_server_first(server_first.as_bytes()).unwrap();
+        assert_eq!(server.finish(&client_final).err(), Some(Error::Denied));
+        // And a server that only says yes is none that has the verifier.
+        let impostor = b"v=AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
+        assert_eq!(client.on_server_final(impostor), Err(Error::Impostor));
+        assert_eq!(format!("{keys:?}"), "PassKeys(...)");
     }
 
     #[test]
@@ -491,6 +658,7 @@ mod tests {
             &good.replace("$4096", "$0"),
             &good.replace("$4096", "$+4096"),
             &good.replace("$4096", "$99999999999"),
+            &good.replace("$4096", "$10000001"),
         ] {
             assert!(Verifier::parse(bad).is_none(), "{bad}");
         }
@@ -544,7 +712,7 @@ mod tests {
             let (server_first, server) = ServerExchange::start(client_first, &verifier).unwrap();
             let nonce = server_first["r=".len()..].split(',').next().unwrap();
             let message = message.replace("NONCE", nonce);
-            assert_eq!(server.finish(message.as_bytes()), Err(want), "{message}");
+            assert_eq!(server.finish(message.as_bytes()).err(), Some(want), "{message}");
         }
     }
 
@@ -565,11 +733,18 @@ mod tests {
             ("r=NONCEx,s=c2FsdA==,i=100001", "iterations"),
             ("r=NONCEx,s=c2FsdA==,i=99999999999", "iterations"),
         ] {
-            let (client_first, client) = ClientExchange::start(&Secret::new("pencil"));
-            let nonce = std::str::from_utf8(&client_first[8..]).unwrap();
-            let reply = reply.replace("LONG", &"x".repeat(256)).replace("NONCE", nonce);
-            let got = client.on_server_first(reply.as_bytes()).err();
-            assert_eq!(got, Some(Error::Malformed(want)), "{reply}");
+            let keys = Verifier::derive(&Secret::new("pencil"), b"salt", 1);
+            let keys = keys.check(&Secret::new("pencil")).unwrap();
+            for start in [
+                ClientExchange::start(&Secret::new("pencil")),
+                ClientExchange::start_with_keys(keys, Binding::None),
+            ] {
+                let (client_first, client) = start;
+                let nonce = std::str::from_utf8(&client_first[8..]).unwrap();
+                let reply = reply.replace("LONG", &"x".repeat(256)).replace("NONCE", nonce);
+                let got = client.on_server_first(reply.as_bytes()).err();
+                assert_eq!(got, Some(Error::Malformed(want)), "{reply}");
+            }
         }
     }
 
@@ -630,6 +805,14 @@ mod tests {
             server_final in prop::collection::vec(any::<u8>(), 0..60),
         ) {
             let (client_first, client) = ClientExchange::start(&Secret::new("pencil"));
+            let mut message = b"r=".to_vec();
+            message.extend(&client_first[8..]);
+            message.extend(tail.as_bytes());
+            let _ = client.on_server_first(&message);
+
+            let keys = Verifier::derive(&Secret::new("x"), b"salt", 1);
+            let keys = keys.check(&Secret::new("x")).unwrap();
+            let (client_first, client) = ClientExchange::start_with_keys(keys, Binding::None);
             let mut message = b"r=".to_vec();
             message.extend(&client_first[8..]);
             message.extend(tail.as_bytes());

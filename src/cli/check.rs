@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-use crate::auth::Users;
+use crate::auth::{Methods, Users};
 use crate::config::Config;
 use crate::document::LoadError;
 use crate::net::tls::{self, Acceptor, ServerTls};
@@ -54,7 +54,7 @@ pub(super) fn run(args: &Args) -> Outcome {
             eprintln!("{}: {source}", path.display());
             return Outcome::WrongUse;
         }
-        Err(error) => found.add(&args.config, error),
+        Err(error) => found.add(error),
     }
     if args.json {
         super::print(format_args!("{:#}", found.as_json(&args.config)));
@@ -68,11 +68,14 @@ impl Findings {
     fn check_files(&mut self, config: &Config) {
         match source::load(&config.shard_map) {
             Ok(map) => self.map = Some((config.shard_map.clone(), map)),
-            Err(error) => self.add(&config.shard_map, error),
+            Err(error) => self.add(error),
         }
         match Users::load(&config.users, &config.auth) {
             Ok(users) => self.users = Some((config.users.clone(), users)),
-            Err(error) => self.add(&config.users, error),
+            Err(error) => self.add(error),
+        }
+        if let Err(error) = Methods::load(&config.auth) {
+            self.add(error);
         }
         let shards = self.map.as_ref().map(|(_, map)| map.shards()).unwrap_or_default();
         let loaded =
@@ -90,6 +93,7 @@ impl Findings {
             found.extend(problem.map(|message| (file, message)));
         }
         if let Some((file, users)) = &self.users {
+            found.extend(users.lookup_problem(&config.auth).map(|message| (file, message)));
             for name in config.admin.admin_users.iter().chain(&config.admin.stats_users) {
                 if users.get(name).is_none() {
                     let message = format!("[admin] names `{name}`, who is no user here");
@@ -116,9 +120,9 @@ impl Findings {
         self.problems.extend(findings);
     }
 
-    fn add(&mut self, path: &Path, error: LoadError) {
+    fn add(&mut self, error: LoadError) {
         match error {
-            LoadError::Read { source, .. } => self.problems.push(Finding {
+            LoadError::Read { path, source } => self.problems.push(Finding {
                 file: path.display().to_string(),
                 place: None,
                 message: source.to_string(),

@@ -177,10 +177,35 @@ pub enum TlsProtocols {
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Auth {
-    /// How clients prove who they are.
+    /// How clients prove who they are: `scram-sha-256`, `md5` (SCRAM for users whose stored secret
+    /// is a SCRAM verifier), `plain` (the password itself), `cert` (a TLS certificate whose common
+    /// name is the user), `trust`, or `hba`: as the rules in `auth_hba_file` say.
     pub auth_type: AuthType,
     /// SCRAM iterations for users whose secret is kept in plain text.
     pub scram_iterations: u32,
+    /// For `auth_type = "hba"`: rules as in pg_hba.conf, relative to this file.
+    pub auth_hba_file: PathBuf,
+    /// Maps as in pg_ident.conf, for rules with `map=`; relative to this file.
+    pub auth_ident_file: PathBuf,
+    /// Role on the servers that looks up, by `auth_query`, users that the users file does not
+    /// have; empty: nobody else may log in. Such users have the least rights.
+    pub auth_user: String,
+    /// Environment variable that holds the secret of `auth_user`; empty: see the file.
+    pub auth_user_secret_env: String,
+    /// File that holds it, relative to this one; empty: as the users file has it, else none.
+    pub auth_user_secret_file: PathBuf,
+    /// Asked with the user's name as `$1`, on the first shard that has a primary, with a search_path
+    /// of pg_catalog alone and read-only. Its two columns are the name and the stored secret; no
+    /// secret: the user can't log in.
+    pub auth_query: String,
+    /// Database on that host; empty: the shard's.
+    pub auth_dbname: String,
+    /// Seconds that an answer of `auth_query` is used again; 0: it is asked at each login. A proof
+    /// that fails has it asked again.
+    pub auth_query_cache_time: f64,
+    /// User of the users file whose `server_user` those users share; empty: each is itself on the
+    /// servers, which need the same SCRAM verifier for it on every shard (SCRAM pass-through).
+    pub auth_query_server_user: String,
 }
 
 /// `[auth] auth_type`
@@ -189,9 +214,21 @@ pub enum AuthType {
     /// No proof: any user of the users file.
     #[serde(rename = "trust")]
     Trust,
+    /// The password in clear text.
+    #[serde(rename = "plain")]
+    Plain,
+    /// md5, or SCRAM-SHA-256 where the stored secret is a SCRAM verifier.
+    #[serde(rename = "md5")]
+    Md5,
     /// SCRAM-SHA-256.
     #[serde(rename = "scram-sha-256")]
     ScramSha256,
+    /// A TLS certificate of the user.
+    #[serde(rename = "cert")]
+    Cert,
+    /// By the rules of `auth_hba_file`.
+    #[serde(rename = "hba")]
+    Hba,
 }
 
 /// `[pool]`
@@ -465,7 +502,23 @@ impl Default for Tls {
 
 impl Default for Auth {
     fn default() -> Self {
-        Self { auth_type: AuthType::ScramSha256, scram_iterations: 4096 }
+        Self {
+            auth_type: AuthType::ScramSha256,
+            scram_iterations: 4096,
+            auth_hba_file: PathBuf::new(),
+            auth_ident_file: PathBuf::new(),
+            auth_user: String::new(),
+            auth_user_secret_env: String::new(),
+            auth_user_secret_file: PathBuf::new(),
+            // PgBouncer's, with names qualified.
+            auth_query: "SELECT rolname, CASE WHEN rolvaliduntil < pg_catalog.now() THEN NULL \
+                         ELSE rolpassword END FROM pg_catalog.pg_authid \
+                         WHERE rolname = $1 AND rolcanlogin"
+                .into(),
+            auth_dbname: String::new(),
+            auth_query_cache_time: 5.0,
+            auth_query_server_user: String::new(),
+        }
     }
 }
 
@@ -550,7 +603,10 @@ impl Config {
         Ok(validate::parse(&file, &text, |config, checks| {
             config.resolve(folder);
             if let Err(error) = config.health.probe_secret() {
-                checks.secret(&error);
+                checks.secret("health", "probe_secret", &error);
+            }
+            if let Err(error) = config.auth.user_secret() {
+                checks.secret("auth", "auth_user_secret", &error);
             }
         })?)
     }
@@ -561,6 +617,9 @@ impl Config {
             &mut self.shard_map,
             &mut self.users,
             &mut self.health.probe_secret_file,
+            &mut self.auth.auth_hba_file,
+            &mut self.auth.auth_ident_file,
+            &mut self.auth.auth_user_secret_file,
             &mut self.listen.unix_socket_dir,
             &mut tls.client_tls_key_file,
             &mut tls.client_tls_cert_file,
@@ -587,23 +646,33 @@ impl Listen {
 impl Health {
     /// The probe user's secret; `None` where it needs none. The error names what is missing.
     pub fn probe_secret(&self) -> io::Result<Option<String>> {
-        if !self.probe_secret_env.is_empty() {
-            let name = &self.probe_secret_env;
-            return match std::env::var(name) {
-                Ok(secret) if !secret.is_empty() => Ok(Some(secret)),
-                _ => Err(io::Error::other(format!("the environment has no secret in {name}"))),
-            };
-        }
-        if self.probe_secret_file.as_os_str().is_empty() {
-            return Ok(None);
-        }
-        let path = &self.probe_secret_file;
-        let words = |error| io::Error::other(format!("cannot read {}: {error}", path.display()));
-        let text = std::fs::read_to_string(path).map_err(words)?;
-        match text.trim_end_matches(['\r', '\n']) {
-            "" => Err(io::Error::other(format!("{} is empty", path.display()))),
-            secret => Ok(Some(secret.to_owned())),
-        }
+        secret(&self.probe_secret_env, &self.probe_secret_file)
+    }
+}
+
+impl Auth {
+    /// The secret of `auth_user`, where this section names one. The error names what is missing.
+    pub fn user_secret(&self) -> io::Result<Option<String>> {
+        secret(&self.auth_user_secret_env, &self.auth_user_secret_file)
+    }
+}
+
+/// The secret in an environment variable, else in a file; `None` where neither is named.
+fn secret(env: &str, file: &Path) -> io::Result<Option<String>> {
+    if !env.is_empty() {
+        return match std::env::var(env) {
+            Ok(secret) if !secret.is_empty() => Ok(Some(secret)),
+            _ => Err(io::Error::other(format!("the environment has no secret in {env}"))),
+        };
+    }
+    if file.as_os_str().is_empty() {
+        return Ok(None);
+    }
+    let words = |error| io::Error::other(format!("cannot read {}: {error}", file.display()));
+    let text = std::fs::read_to_string(file).map_err(words)?;
+    match text.trim_end_matches(['\r', '\n']) {
+        "" => Err(io::Error::other(format!("{} is empty", file.display()))),
+        secret => Ok(Some(secret.to_owned())),
     }
 }
 

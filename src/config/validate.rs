@@ -15,7 +15,9 @@ use crate::document::{self, Problems, Report, Spanned};
 use crate::route::GuardMode;
 use crate::shard_map::SslMode;
 
-use super::{AuthType, Config, Consistency, Health, Listen, Pool, Routing, Tls, TlsProtocols};
+use super::{
+    Auth, AuthType, Config, Consistency, Health, Listen, Pool, Routing, Tls, TlsProtocols,
+};
 
 /// Most threads that `worker_threads` may ask for.
 pub const WORKER_THREADS_MAX: usize = 1024;
@@ -119,11 +121,10 @@ impl Checks<'_> {
             self.wrong("", key, "names no file");
         }
         self.listen(&config.listen);
+        self.auth(&config.auth, &config.tls);
         self.peers(config);
         self.exposure(config);
         self.tls(&config.tls);
-        let iterations = u64::from(config.auth.scram_iterations);
-        self.within("auth", "scram_iterations", iterations, SCRAM_ITERATIONS);
         self.pool(&config.pool);
         self.routing(&config.routing, &config.health);
         self.guard(config);
@@ -196,6 +197,58 @@ impl Checks<'_> {
         let threads = 0..=WORKER_THREADS_MAX as u64;
         self.within("listen", "worker_threads", *worker_threads as u64, threads);
         self.within("listen", "max_packet_size", *max_packet_size as u64, PACKET_BYTES);
+    }
+
+    fn auth(&self, auth: &Auth, tls: &Tls) {
+        let Auth {
+            auth_type,
+            scram_iterations,
+            auth_hba_file,
+            auth_ident_file,
+            auth_user,
+            auth_user_secret_env,
+            auth_user_secret_file,
+            auth_query,
+            auth_dbname: _, // any name is good
+            auth_query_cache_time,
+            auth_query_server_user,
+        } = auth;
+        self.within("auth", "scram_iterations", u64::from(*scram_iterations), SCRAM_ITERATIONS);
+        let is_hba = *auth_type == AuthType::Hba;
+        let has_rules = !auth_hba_file.as_os_str().is_empty();
+        if is_hba && !has_rules {
+            self.wrong("auth", "auth_type", "\"hba\" needs the rules of `auth_hba_file`");
+        }
+        if !is_hba && has_rules {
+            let message = "has no effect without `auth_type = \"hba\"`";
+            self.wrong("auth", "auth_hba_file", message);
+        }
+        if *auth_type == AuthType::Cert && tls.client_tls_ca_file.as_os_str().is_empty() {
+            let message =
+                "\"cert\" needs `client_tls_ca_file` in [tls]: whose certificates are good?";
+            self.wrong("auth", "auth_type", message);
+        }
+        if !has_rules && !auth_ident_file.as_os_str().is_empty() {
+            let message = "has no effect without `auth_hba_file`, whose rules name its maps";
+            self.wrong("auth", "auth_ident_file", message);
+        }
+        let has_file = !auth_user_secret_file.as_os_str().is_empty();
+        if !auth_user_secret_env.is_empty() && has_file {
+            let message = "and `auth_user_secret_env` both name the secret: leave one empty";
+            self.wrong("auth", "auth_user_secret_file", message);
+        }
+        let of_lookup = [
+            ("auth_user_secret_env", !auth_user_secret_env.is_empty()),
+            ("auth_user_secret_file", has_file),
+            ("auth_query_server_user", !auth_query_server_user.is_empty()),
+        ];
+        for (key, _) in of_lookup.iter().filter(|(_, is_set)| *is_set && auth_user.is_empty()) {
+            self.wrong("auth", key, "has no effect without `auth_user`");
+        }
+        if !auth_query.contains("$1") {
+            self.wrong("auth", "auth_query", "must ask for the user named by `$1`");
+        }
+        self.seconds("auth", "auth_query_cache_time", *auth_query_cache_time, Zero::Fine);
     }
 
     fn peers(&self, config: &Config) {
@@ -396,13 +449,13 @@ impl Checks<'_> {
         }
     }
 
-    /// The secret of probes isn't there.
-    pub(super) fn secret(&self, error: &io::Error) {
-        let table = self.root.get("health").and_then(|health| health.get_ref().as_table());
-        let by_file = table.is_some_and(|table| table.contains_key("probe_secret_file"));
-        let by_env = table.is_some_and(|table| table.contains_key("probe_secret_env"));
-        let key = if by_file && !by_env { "probe_secret_file" } else { "probe_secret_env" };
-        self.wrong("health", key, &format!("is not usable: {error}"));
+    /// The secret that `name` with `_file` or `_env` points to isn't there.
+    pub(super) fn secret(&self, section: &str, name: &str, error: &io::Error) {
+        let table = self.root.get(section).and_then(|table| table.get_ref().as_table());
+        let has = |key: &str| table.is_some_and(|table| table.contains_key(key));
+        let (by_file, by_env) = (format!("{name}_file"), format!("{name}_env"));
+        let key = if has(&by_file) && !has(&by_env) { by_file } else { by_env };
+        self.wrong(section, &key, &format!("is not usable: {error}"));
     }
 
     fn names(&self, section: &str, key: &str, names: &[String]) {

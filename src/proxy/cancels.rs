@@ -142,8 +142,8 @@ impl Proxy {
         let Some(under_way) = self.logins.enter(Some(peer.ip()), limits, now) else { return };
         let users = self.services.users.load_full();
         let door = Door {
-            auth_type: config.auth.auth_type,
             users: &users,
+            lookup: None,
             database: "",
             refusal: Some(refusals::cancels_only()),
             reserved_for: None,

@@ -21,7 +21,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::Instant;
 
 use crate::admin::{self, Access};
-use crate::auth::Users;
+use crate::auth::{Methods, ServerSecret, Users};
 use crate::catalog::{self, CatalogStore};
 use crate::config::{Config, LogFormat};
 use crate::fleet::{Fleet, FleetSettings};
@@ -31,10 +31,13 @@ use crate::net::unix::UnixSocket;
 use crate::net::{self, Buffer, Stream};
 use crate::pool::{self, Pools};
 use crate::route::refusals;
+use crate::session::auth_query::AuthQuery;
 use crate::session::directory::Directory;
 use crate::session::login::{self, ClientTls, Database, Door, Hello, Login};
+use crate::session::lookup::Lookup;
 use crate::session::welcome::Greetings;
 use crate::session::{Services, Session, direct, statements, welcome};
+use crate::shard_map::ShardMap;
 use crate::shard_map::source::{self as maps, MapStore, ReloadOutcome};
 use crate::sql::Analyzer;
 use crate::wire::backend;
@@ -76,7 +79,7 @@ pub(crate) struct Proxy {
 /// The files, read and valid.
 struct Files {
     config: Config,
-    map: crate::shard_map::ShardMap,
+    map: ShardMap,
     users: Users,
     client_tls: Option<ClientTls>,
     server_tls: ServerTls,
@@ -91,14 +94,41 @@ impl Files {
             None => Users::load(&config.users, &config.auth),
         };
         let told = |error: tls::Error| error.to_string();
-        Ok(Self {
-            client_tls: Acceptor::load(&config.tls).map_err(told)?.map(ClientTls::new),
-            server_tls: ServerTls::load(&config.tls, map.shards()).map_err(told)?,
-            users: users.map_err(|error| error.to_string())?,
-            map,
-            config,
-        })
+        let client_tls = Acceptor::load(&config.tls).map_err(told)?.map(ClientTls::new);
+        let server_tls = ServerTls::load(&config.tls, map.shards()).map_err(told)?;
+        let users = users.map_err(|error| error.to_string())?;
+        if let Some(problem) = users.lookup_problem(&config.auth) {
+            return Err(problem);
+        }
+        let methods = Methods::load(&config.auth).map_err(|error| error.to_string())?;
+        Ok(Self { users: users.with_methods(methods), map, client_tls, server_tls, config })
     }
+}
+
+/// Where users are looked up that are not in the users file, if they are. Its answers so far go with
+/// the one before.
+fn lookup(
+    config: &Config,
+    users: &Users,
+    fleet: &Arc<Fleet>,
+    map: Arc<ShardMap>,
+) -> Result<Option<Arc<Lookup>>, String> {
+    let auth = &config.auth;
+    if auth.auth_user.is_empty() {
+        return Ok(None);
+    }
+    let listed = |name: &str| users.get(name).map(|user| user.server.clone());
+    let secret = match auth.user_secret().map_err(|error| error.to_string())? {
+        Some(secret) => Some(secret),
+        None => listed(&auth.auth_user).and_then(|server| match &server.secret {
+            Some(ServerSecret::Plain(secret)) => Some(secret.expose().to_owned()),
+            _ => None,
+        }),
+    };
+    let source = AuthQuery::new(config, secret, fleet.clone(), map);
+    let kept_for = Duration::from_secs_f64(auth.auth_query_cache_time);
+    let server = listed(&auth.auth_query_server_user);
+    Ok(Some(Arc::new(Lookup::new(Box::new(source), server, kept_for))))
 }
 
 /// Serves until drained. Exit code 1: the files or the address can't be used.
@@ -178,6 +208,8 @@ async fn run(path: &Path, files: Files) -> Result<(), String> {
     let catalog = CatalogStore::new(fleet.clone(), declared, refresh);
     let pools = Pools::new(pool::Settings::new(&config, server_tls), &map, fleet.clone());
     let routing = &config.routing;
+    let map = MapStore::new(map);
+    let lookup = lookup(&config, &users, &fleet, map.current())?;
     let services = Arc::new(Services {
         analyzer: Analyzer::new(routing.cache_bytes_max, routing.cache_text_bytes_max),
         statements: statements::Store::new(STATEMENT_BYTES_MAX),
@@ -185,7 +217,8 @@ async fn run(path: &Path, files: Files) -> Result<(), String> {
         writes: Default::default(),
         directory: Directory::new(config.listen.peer_id),
         metrics: Arc::new(Metrics::new()),
-        map: MapStore::new(map),
+        map,
+        lookup: ArcSwapOption::new(lookup),
         users: ArcSwap::from_pointee(users),
         config: ArcSwap::from_pointee(config),
         catalog: catalog.clone(),
@@ -472,11 +505,12 @@ impl Proxy {
         let (refusal, is_reserved) = self.refusal(self.connections.load(Ordering::Acquire));
         let users = self.services.users.load_full();
         let map = self.services.map.current();
+        let lookup = self.services.lookup.load_full();
         let client_tls = self.client_tls.load_full();
         let door = Door {
-            auth_type: config.auth.auth_type,
             tls: client_tls.as_deref(),
             users: &users,
+            lookup: lookup.as_deref(),
             database: &map.database,
             refusal,
             reserved_for: is_reserved.then_some(&config.admin),
@@ -530,8 +564,9 @@ impl Proxy {
 
     async fn console(self: &Arc<Self>, login: Login) {
         let Login { stream, buffer, user, .. } = login;
+        // A role of a shard that is called like an admin is none.
         let access = Access::of(&self.services.config.load().admin, &user.name);
-        let Some(access) = access else {
+        let Some(access) = access.filter(|_| user.is_listed) else {
             let refusal = backend::ErrorReply { severity: "FATAL", ..refusals::console_denied() };
             return self.part(stream, refusal).await;
         };
@@ -572,6 +607,7 @@ impl Proxy {
         services.fleet.set_tls(server_tls.clone());
         services.fleet.apply(&map);
         services.catalog.apply(catalog::declared(&map, &config.guard.safe_functions));
+        let lookup = lookup(&config, &users, &services.fleet, map.clone())?;
         let had_credentials = credentials(&services.users.load());
         let is_same_login = had_credentials == credentials(&users);
         services.pools.reload(pool::Settings::new(&config, server_tls), &map);
@@ -579,6 +615,7 @@ impl Proxy {
         if !is_same_login {
             services.pools.forget_users();
         }
+        services.lookup.store(lookup);
         services.users.store(Arc::new(users));
         services.config.store(Arc::new(config));
         Ok(match outcome {

@@ -270,6 +270,18 @@ pub fn login_failed(user: &str) -> Refusal {
     )
 }
 
+/// The rules for logins, or the client's certificate, let it not even prove itself: in Postgres's
+/// words, which `auth` has.
+pub fn no_login(words: String) -> Refusal {
+    Refusal::fatal(sqlstate::INVALID_AUTHORIZATION, words)
+}
+
+/// `auth_query` can't be asked now, and who is not in the users file is nobody meanwhile.
+pub fn no_lookup() -> Refusal {
+    Refusal::fatal(sqlstate::CANNOT_CONNECT_NOW, "the user can't be looked up now")
+        .with_hint("Try again; users of pgward's own users file can log in meanwhile.")
+}
+
 /// The start has no user.
 pub fn no_user_name() -> Refusal {
     Refusal::fatal(

@@ -12,7 +12,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use crate::auth::scram::{self, Binding, ClientExchange, ClientProof};
-use crate::auth::{self, Secret, ServerCredentials, md5_response};
+use crate::auth::{self, ServerCredentials, ServerSecret};
 use crate::net::tls::{Attempt, Connector};
 use crate::net::{Buffer, Stream, Way};
 use crate::shard_map::Address;
@@ -36,7 +36,7 @@ pub struct Target {
     /// Role.
     pub user: String,
     /// Its secret; `None` where the server asks for none.
-    pub secret: Option<Secret>,
+    pub secret: Option<ServerSecret>,
     /// Further settings of the StartupMessage, by name and value.
     pub settings: Vec<(String, String)>,
 }
@@ -106,6 +106,10 @@ pub enum ConnectError {
     /// The server asks for a secret, and none is configured.
     #[error("the server asks for a secret, and its user has none in the users file")]
     NoSecret,
+    /// The server asks for a proof that takes the secret, of which pgward has only a hash or keys, or
+    /// nothing before a client has proven itself.
+    #[error("the server asks for a proof that pgward can't give with what it has of the secret")]
+    Unfit,
     /// The server asks for something that pgward can't do.
     #[error("the server asks for an authentication method that pgward does not have")]
     Method,
@@ -133,7 +137,9 @@ impl ConnectError {
             Self::Io(_) | Self::Closed | Self::NoPlace => "The connection failed.".to_owned(),
             Self::TimedOut => "The connection took too long.".to_owned(),
             Self::Refused { sqlstate } => format!("It refused pgward's login ({sqlstate})."),
-            Self::NoSecret | Self::Method | Self::Auth(_) => "The login failed.".to_owned(),
+            Self::NoSecret | Self::Unfit | Self::Method | Self::Auth(_) => {
+                "The login failed.".to_owned()
+            }
             Self::Protocol(_) | Self::TooLong => "It does not speak the protocol.".to_owned(),
         };
         ErrorReply::error(sqlstate::CANNOT_CONNECT_NOW, "the server can't be reached now")
@@ -243,11 +249,16 @@ async fn authenticate(server: &mut Conversation, target: &Target) -> Result<(), 
         proof = match (request, proof) {
             (AuthRequest::Ok, Proof::NotAsked | Proof::Given) => return Ok(()),
             (AuthRequest::Cleartext, Proof::NotAsked) => {
-                frontend::write_password(out, secret()?.expose().as_bytes());
+                // Nothing but the secret itself will do, and nothing else may go out in clear text.
+                let ServerSecret::Plain(secret) = secret()? else {
+                    return Err(ConnectError::Unfit);
+                };
+                frontend::write_password(out, secret.expose().as_bytes());
                 Proof::Given
             }
             (AuthRequest::Md5(salt), Proof::NotAsked) => {
-                let response = md5_response(&target.user, secret()?, salt);
+                let response = secret()?.md5_response(&target.user, salt);
+                let response = response.ok_or(ConnectError::Unfit)?;
                 frontend::write_password(out, response.as_bytes());
                 Proof::Given
             }
@@ -266,7 +277,15 @@ async fn authenticate(server: &mut Conversation, target: &Target) -> Result<(), 
                 if !offers(mechanism) {
                     return Err(ConnectError::Method);
                 }
-                let (client_first, exchange) = ClientExchange::start_bound(secret()?, binding);
+                let (client_first, exchange) = match secret()? {
+                    ServerSecret::Plain(secret) => ClientExchange::start_bound(secret, binding),
+                    ServerSecret::Keys(keys) => {
+                        ClientExchange::start_with_keys(keys.clone(), binding)
+                    }
+                    ServerSecret::Md5(_) | ServerSecret::FromClient => {
+                        return Err(ConnectError::Unfit);
+                    }
+                };
                 frontend::write_sasl_initial(out, mechanism, &client_first);
                 Proof::ScramStarted(exchange)
             }

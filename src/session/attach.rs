@@ -11,6 +11,7 @@ use super::directory::{CancelTarget, Client};
 use super::pins::{self, Pin, Pins};
 use super::run::Run;
 use super::{Attached, End, READ_AHEAD_BYTES, Session, params};
+use crate::auth::{ServerCredentials, ServerSecret};
 use crate::config::{Consistency, PoolMode};
 use crate::metrics::{Fallback, ServerRole};
 use crate::pool::{self, Want};
@@ -53,7 +54,12 @@ impl Session {
             // The secret may have been rotated since the login; who it is on servers stays.
             let users = self.services.users.load();
             let now = users.get(&self.user.name).map(|user| &user.server);
-            let server = now.filter(|server| server.user == self.user.server.user);
+            // What the client has proven is not in the users file.
+            let is_known = |server: &&Arc<ServerCredentials>| {
+                server.user == self.user.server.user
+                    && server.secret != Some(ServerSecret::FromClient)
+            };
+            let server = now.filter(is_known);
             self.pools = self.services.pools.of_user(server.unwrap_or(&self.user.server));
         }
         let (shard, role, hospital) = match run.route {

@@ -14,15 +14,18 @@ use std::sync::Arc;
 use bytes::Bytes;
 use tokio::time::Instant;
 
-use crate::auth::scram::{self, Channel, EndPoint, ServerExchange};
-use crate::auth::{self, User, Users};
-use crate::config::{Admin, AuthType};
+use super::lookup::Lookup;
+use super::prove;
+use crate::auth::hba::CONSOLE_DATABASES;
+use crate::auth::scram::EndPoint;
+use crate::auth::{User, Users};
+use crate::config::Admin;
 use crate::net::tls::Acceptor;
-use crate::net::{Buffer, Stream};
+use crate::net::{Buffer, Origin, Stream};
 use crate::route::Hospitals;
 use crate::shard_map::{HospitalId, ShardId};
 use crate::wire::backend::{self, ErrorReply};
-use crate::wire::frontend::{self, SaslInitial};
+use crate::wire::frontend;
 use crate::wire::startup::{self, MINOR_MAX, MINOR_OF_LONG_KEYS, Packet, StartupParams};
 use crate::wire::{self, HEADER_BYTES, sqlstate};
 
@@ -31,18 +34,16 @@ use crate::wire::{self, HEADER_BYTES, sqlstate};
 const BYTES_MAX: usize = *startup::PACKET_BYTES.end();
 /// First byte of a TLS handshake.
 const TLS_HANDSHAKE: u8 = 0x16;
-/// Databases that are the admin console.
-const CONSOLE_DATABASES: [&str; 2] = ["pgward", "pgbouncer"];
 
 /// What a client is let in by.
 #[derive(Debug)]
 pub struct Door<'a> {
-    /// How clients prove who they are.
-    pub auth_type: AuthType,
     /// TLS, if clients get it.
     pub tls: Option<&'a ClientTls>,
-    /// Who they may be.
+    /// Who clients may be, and how they prove it.
     pub users: &'a Users,
+    /// Where users are looked up that are not among those.
+    pub lookup: Option<&'a Lookup>,
     /// The database that the map shards.
     pub database: &'a str,
     /// Why nobody gets in now (too many clients, draining, no shard known yet); said to a
@@ -52,7 +53,12 @@ pub struct Door<'a> {
     pub reserved_for: Option<&'a Admin>,
 }
 
-impl Door<'_> {
+impl<'a> Door<'a> {
+    /// What a proof over TLS may be bound to.
+    pub(super) fn end_point(&self) -> Option<&'a EndPoint> {
+        self.tls.and_then(|tls| tls.end_point.as_ref())
+    }
+
     /// Why this one doesn't get in. Who it is has not been proven: that comes behind this.
     fn refusal_of(&self, startup: &StartupParams) -> Option<&ErrorReply> {
         let is_reserved = |admin: &Admin| {
@@ -152,11 +158,11 @@ pub enum Error {
 }
 
 impl Error {
-    fn refused(sqlstate: &'static str, message: impl Into<String>) -> Self {
+    pub(super) fn refused(sqlstate: &'static str, message: impl Into<String>) -> Self {
         ErrorReply::fatal(sqlstate, message).into()
     }
 
-    fn violation(message: impl Into<String>) -> Self {
+    pub(super) fn violation(message: impl Into<String>) -> Self {
         Self::refused(sqlstate::PROTOCOL_VIOLATION, message)
     }
 }
@@ -236,10 +242,8 @@ async fn enter(client: &mut Conversation, door: &Door<'_>) -> Result<Entered, Er
         let unsupported = &startup.unsupported;
         backend::write_negotiate_protocol_version(client.output.tail(), spoken, unsupported);
     }
-    let user = match door.auth_type {
-        AuthType::Trust => trust(&startup.user, door.users)?,
-        AuthType::ScramSha256 => prove(client, &startup.user, door).await?,
-    };
+    // Boxed: what a proof needs is large, and most of a login is waiting.
+    let user = Box::pin(prove::prove(client, &startup, door)).await?;
     client.flush().await?;
     Ok(Entered::Login(user, startup, spoken))
 }
@@ -288,63 +292,6 @@ async fn purpose(client: &mut Conversation, tls: Option<&Acceptor>) -> Result<Pu
                 has_asked_gss = true;
             }
             _ => client.answer_encryption(b"N").await?,
-        }
-    }
-}
-
-fn trust(name: &str, users: &Users) -> Result<Arc<User>, Error> {
-    users.get(name).cloned().ok_or_else(|| {
-        Error::refused(sqlstate::INVALID_AUTHORIZATION, format!("role \"{name}\" does not exist"))
-    })
-}
-
-/// SCRAM-SHA-256. A name that does not exist goes the same way to the same words.
-async fn prove(client: &mut Conversation, name: &str, door: &Door<'_>) -> Result<Arc<User>, Error> {
-    let users = door.users;
-    let end_point = door.tls.and_then(|tls| tls.end_point.as_ref());
-    let end_point = end_point.filter(|_| client.stream.is_tls());
-    let mechanisms: &[&str] = match end_point {
-        Some(_) => &[scram::MECHANISM_PLUS, scram::MECHANISM],
-        None => &[scram::MECHANISM],
-    };
-    backend::write_authentication_sasl(client.output.tail(), mechanisms);
-    client.flush().await?;
-
-    let body = client.proof_message().await?;
-    let initial = SaslInitial::read(&body)?;
-    let channel = match end_point {
-        Some(end) if initial.mechanism == scram::MECHANISM_PLUS.as_bytes() => Channel::Bound(end),
-        Some(end) if initial.mechanism == scram::MECHANISM.as_bytes() => Channel::Declined(end),
-        None if initial.mechanism == scram::MECHANISM.as_bytes() => Channel::Unbound,
-        _ => {
-            let message = "client selected an invalid SASL authentication mechanism";
-            return Err(Error::violation(message));
-        }
-    };
-    let client_first = initial.data.unwrap_or_default();
-    let (server_first, exchange) =
-        ServerExchange::start_on(channel, client_first, &users.verifier(name))
-            .map_err(|error| unproven(name, error))?;
-    backend::write_authentication_sasl_continue(client.output.tail(), &server_first);
-    client.flush().await?;
-
-    let client_final = client.proof_message().await?;
-    let server_final = exchange.finish(&client_final).map_err(|error| unproven(name, error))?;
-    let user = users.get(name).ok_or_else(|| unproven(name, auth::Error::Denied))?;
-    backend::write_authentication_sasl_final(client.output.tail(), &server_final);
-    Ok(user.clone())
-}
-
-fn unproven(name: &str, error: auth::Error) -> Error {
-    match error {
-        auth::Error::Denied | auth::Error::Impostor => Error::refused(
-            sqlstate::INVALID_PASSWORD,
-            format!("password authentication failed for user \"{name}\""),
-        ),
-        auth::Error::Channel(what) => Error::refused(sqlstate::INVALID_AUTHORIZATION, what),
-        auth::Error::Malformed(what) => {
-            let reply = ErrorReply::fatal(sqlstate::PROTOCOL_VIOLATION, "malformed SCRAM message");
-            reply.with_detail(what).into()
         }
     }
 }
@@ -402,14 +349,23 @@ fn may_reach(user: &User, hospital: HospitalId) -> bool {
 }
 
 /// The socket while the login lasts.
-struct Conversation {
+pub(super) struct Conversation {
     stream: Stream,
     input: Buffer,
-    output: Buffer,
+    pub(super) output: Buffer,
 }
 
 impl Conversation {
-    async fn flush(&mut self) -> Result<(), Error> {
+    /// How the client is connected.
+    pub(super) fn origin(&self) -> Origin {
+        self.stream.origin()
+    }
+
+    pub(super) fn is_tls(&self) -> bool {
+        self.stream.is_tls()
+    }
+
+    pub(super) async fn flush(&mut self) -> Result<(), Error> {
         Ok(self.stream.drain(&mut self.output).await?)
     }
 
@@ -472,8 +428,8 @@ impl Conversation {
         self.flush().await
     }
 
-    /// Body of a SASLInitialResponse or a SASLResponse.
-    async fn proof_message(&mut self) -> Result<Bytes, Error> {
+    /// Body of a PasswordMessage, a SASLInitialResponse or a SASLResponse, as `what` says.
+    pub(super) async fn proof_message(&mut self, what: &str) -> Result<Bytes, Error> {
         loop {
             if let Some((tag, body)) = wire::peek(self.input.as_slice(), BYTES_MAX)? {
                 let body = Bytes::copy_from_slice(body);
@@ -481,7 +437,7 @@ impl Conversation {
                 return match tag {
                     frontend::tag::PASSWORD => Ok(body),
                     frontend::tag::TERMINATE => Err(Error::Closed),
-                    _ => Err(Error::violation("expected a SASL response")),
+                    _ => Err(Error::violation(format!("expected {what}"))),
                 };
             }
             self.fill().await?;

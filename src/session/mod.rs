@@ -8,6 +8,7 @@
 
 mod answer;
 mod attach;
+pub mod auth_query;
 mod batch;
 pub mod block;
 mod copy;
@@ -15,8 +16,10 @@ pub mod direct;
 pub mod directory;
 mod execute;
 pub mod login;
+pub mod lookup;
 pub mod params;
 pub mod pins;
+mod prove;
 mod query;
 mod relay;
 mod run;
@@ -28,7 +31,7 @@ pub mod writes;
 
 use std::sync::Arc;
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 
 use crate::auth::users::{User, Users};
 use crate::catalog::CatalogStore;
@@ -62,6 +65,8 @@ pub struct Services {
     pub map: MapStore,
     /// The users now.
     pub users: ArcSwap<Users>,
+    /// Where users are looked up that are not among those.
+    pub lookup: ArcSwapOption<lookup::Lookup>,
     /// What the shards' catalogs say.
     pub catalog: Arc<CatalogStore>,
     /// Text to facts.

@@ -3,14 +3,18 @@
 //! `tests/golden/login/transcripts.txt` has cases of `# title`, the client's lines, `----`, and the
 //! whole talk. `UPDATE_GOLDEN=1` rewrites the talks. Time is paused, so that a silence is certain.
 
+use std::pin::Pin;
 use std::time::Duration;
 
 use bytes::BytesMut;
+use pgward::auth::hba::Rules;
+use pgward::auth::ident::Maps;
 use pgward::auth::scram::ClientExchange;
-use pgward::auth::{Secret, Users};
+use pgward::auth::{Methods, Secret, ServerSecret, Users, md5_response};
 use pgward::config::{Auth, AuthType};
 use pgward::net::Stream;
 use pgward::session::login::{Door, Hello, hello};
+use pgward::session::lookup::{Failed, Lookup, Row, Source};
 use pgward::wire::backend::{self, AuthRequest, ErrorReply};
 use pgward::wire::{self, frontend, startup};
 use proptest::prelude::*;
@@ -30,6 +34,41 @@ hospital = "f47ac10b-58cc-4372-a567-0e02b2c3d479"
 name = "migrate"
 secret = "migrate-password"
 shard_access = true
+[[user]]
+name = "clerk"
+secret = "clerk-password"
+server_user = "shared"
+server_secret = "shared-secret"
+"#;
+/// One of each kind of secret, for the methods that take them.
+const KINDS: &str = r#"
+[[user]]
+name = "plain"
+secret = "plain-password"
+previous_secret = "old-password"
+[[user]]
+name = "stored"
+secret = "SCRAM-SHA-256$64:MDEyMzQ1Njc4OWFiY2RlZg==$gntJnpHvFQl6girGi25MUXyhDfGwyunwKJYlKurBCB4=:kBFPp+07NufIHiUlJQHYtwHAt6eKkEE32DR4peNQdhM="
+[[user]]
+name = "hashed"
+secret = "md54ab6b48c161e9da1c740681f96efc68e"
+[[user]]
+name = "expired"
+secret = "expired-password"
+valid_until = 2001-01-01T00:00:00Z
+[[user]]
+name = "bare"
+"#;
+/// Rules of the cases with `(hba)`; a pipe is a local connection.
+const RULES: &str = r#"
+local  hospital  plain    md5
+local  hospital  hashed   scram-sha-256
+local  hospital  stored   md5
+local  hospital  bare     trust
+local  hospital  expired  trust
+local  hospital  evil     reject
+local  pgbouncer all      scram-sha-256
+host   all       all      all  trust
 "#;
 
 #[test]
@@ -52,17 +91,14 @@ fn transcripts() {
     }
 }
 
+fn door<'a>(users: &'a Users, database: &'a str) -> Door<'a> {
+    Door { users, lookup: None, database, refusal: None, reserved_for: None, tls: None }
+}
+
 #[test]
 fn a_login_in_progress_is_small() {
     let users = users(AuthType::ScramSha256);
-    let door = Door {
-        auth_type: AuthType::ScramSha256,
-        users: &users,
-        database: "x",
-        refusal: None,
-        reserved_for: None,
-        tls: None,
-    };
+    let door = door(&users, "x");
     let (near, _far) = tokio::io::duplex(1);
     let deadline = runtime().block_on(async { Instant::now() });
     let login = hello(Stream::Memory(Box::new(near)), &door, deadline);
@@ -101,13 +137,18 @@ fn any_piece() -> impl Strategy<Value = Vec<u8>> {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
     #[test]
-    fn no_client_makes_the_login_panic(pieces in prop::collection::vec(any_piece(), 0..6)) {
+    fn no_client_makes_the_login_panic(
+        pieces in prop::collection::vec(any_piece(), 0..6),
+        method in prop_oneof![
+            Just(AuthType::ScramSha256), Just(AuthType::Plain), Just(AuthType::Md5),
+            Just(AuthType::Cert), Just(AuthType::Hba),
+        ],
+    ) {
         runtime().block_on(async {
             let (near, mut far) = tokio::io::duplex(1 << 16);
             let login = tokio::spawn(async move {
-                let users = users(AuthType::ScramSha256);
-                let auth_type = AuthType::ScramSha256;
-                let door = Door { auth_type, users: &users, database: "hospital", refusal: None, reserved_for: None, tls: None };
+                let users = users(method);
+                let door = door(&users, "hospital");
                 let deadline = Instant::now() + Duration::from_secs(60);
                 outcome(hello(Stream::Memory(Box::new(near)), &door, deadline).await)
             });
@@ -121,36 +162,166 @@ proptest! {
     }
 }
 
+/// Every method with every kind of secret: who gets in with the right one, and nobody with a wrong one,
+/// the stored text itself, or none.
+#[test]
+fn every_method_takes_the_secrets_that_it_can() {
+    let mut table = String::new();
+    for (auth_type, method) in [
+        (AuthType::Plain, "plain"),
+        (AuthType::Md5, "md5"),
+        (AuthType::Hba, "scram"),
+        (AuthType::Cert, "cert"),
+    ] {
+        for user in ["plain", "stored", "hashed", "expired", "nobody"] {
+            let right = format!("{user}-password");
+            let in_with = |secret: &str| runtime().block_on(gets_in(auth_type, user, secret));
+            let row = [&right, "old-password", "wrong-password"].map(in_with);
+            table += &format!("{method} {user}: {row:?}\n");
+            let stored = KINDS.split(&format!("\"{user}\"\nsecret = \"")).nth(1);
+            let stored = stored.and_then(|rest| rest.split('"').next()).unwrap_or_default();
+            for wrong in ["", user, if user == "plain" { "x" } else { stored }] {
+                let is_right = wrong == right;
+                assert!(is_right || !in_with(wrong), "{method} {user} with {wrong:?}");
+            }
+        }
+    }
+    assert_eq!(table, MATRIX);
+}
+
+/// In with the right password, with the one before, with a wrong one.
+const MATRIX: &str = "\
+plain plain: [true, true, false]
+plain stored: [true, false, false]
+plain hashed: [true, false, false]
+plain expired: [false, false, false]
+plain nobody: [false, false, false]
+md5 plain: [true, true, false]
+md5 stored: [true, false, false]
+md5 hashed: [true, false, false]
+md5 expired: [false, false, false]
+md5 nobody: [false, false, false]
+scram plain: [true, true, false]
+scram stored: [true, false, false]
+scram hashed: [false, false, false]
+scram expired: [false, false, false]
+scram nobody: [false, false, false]
+cert plain: [false, false, false]
+cert stored: [false, false, false]
+cert hashed: [false, false, false]
+cert expired: [false, false, false]
+cert nobody: [false, false, false]
+";
+
+/// A client that answers whatever it is asked with `secret`. For [`AuthType::Hba`], by SCRAM for all.
+async fn gets_in(auth_type: AuthType, user: &str, secret: &str) -> bool {
+    let (near, far) = tokio::io::duplex(1 << 16);
+    let login = tokio::spawn(async move {
+        let mut users = users(auth_type);
+        if auth_type == AuthType::Hba {
+            let rules = "local all all scram-sha-256";
+            let rules = Rules::parse("hba", rules, &Maps::default(), &|_| Err(String::new()));
+            users = users.with_methods(Methods::rules(rules.unwrap(), Maps::default()));
+        }
+        let door = door(&users, "hospital");
+        let deadline = Instant::now() + Duration::from_secs(60);
+        outcome(hello(Stream::Memory(Box::new(near)), &door, deadline).await)
+    });
+    let mut client =
+        Client { pipe: Some(far), heard: Vec::new(), scram: Scram::None, salt: [0; 4] };
+    client.say(&format!("Startup user={user} database=hospital")).await;
+    let asked = client.hear().await;
+    match asked.first().map(String::as_str) {
+        Some("Cleartext") => client.say(&format!("Password {secret}")).await,
+        Some("AuthenticationMD5Password") => client.say(&format!("Md5 {user} {secret}")).await,
+        Some(asked) if asked.starts_with("AuthenticationSASL") => {
+            client.say(&format!("SASLInitialResponse {secret}")).await;
+            client.hear().await;
+            client.say("SASLResponse").await;
+        }
+        _ => {}
+    }
+    client.hear().await;
+    client.say("Close").await;
+    let outcome = login.await.unwrap();
+    assert!(!outcome.contains("-password"), "{outcome}");
+    outcome.starts_with("= Login")
+}
+
 fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap()
 }
 
 fn users(auth_type: AuthType) -> Users {
-    let auth = Auth { auth_type, scram_iterations: 64 };
-    Users::parse("users.toml", USERS, &auth, [7; 32], &|_| Err("none".into())).unwrap()
+    let auth = Auth { auth_type, scram_iterations: 64, ..Auth::default() };
+    let text = match auth_type {
+        AuthType::Trust | AuthType::ScramSha256 => USERS.to_owned(),
+        AuthType::Hba | AuthType::Cert => KINDS.to_owned(),
+        // Who needs a secret needs one.
+        _ => KINDS.split("[[user]]\nname = \"bare\"").next().unwrap().to_owned(),
+    };
+    let users = Users::parse("users.toml", &text, &auth, [7; 32], &|_| Err("none".into()));
+    let users = users.unwrap_or_else(|problems| panic!("{problems}"));
+    if auth_type != AuthType::Hba {
+        return users;
+    }
+    let none = &|_: &str| Err("none".to_owned());
+    let rules = Rules::parse("hba", RULES, &Maps::default(), none).unwrap();
+    users.with_methods(Methods::rules(rules, Maps::default()))
+}
+
+/// What `auth_query` would say.
+struct Roles;
+
+impl Source for Roles {
+    fn ask<'a>(
+        &'a self,
+        name: &'a str,
+    ) -> Pin<Box<dyn Future<Output = Result<Row, Failed>> + Send + 'a>> {
+        let row = match name {
+            "role" => Ok(Some("role-password".to_owned())),
+            "kept" | "shared" => Ok(Some(KINDS.split('"').nth(9).expect("stored").to_owned())),
+            // The users file has them: nobody asks.
+            "app" | "plain" => panic!("asked for a user of the file"),
+            "lost" => Err(Failed),
+            _ => Ok(None),
+        };
+        Box::pin(async move { row })
+    }
+}
+
+/// The method that a case asks for in its title.
+fn auth_type(case: &str) -> AuthType {
+    let title = case.lines().next().unwrap_or_default();
+    let is = |word: &str| title.contains(&format!("({word})"));
+    match () {
+        () if is("trust") => AuthType::Trust,
+        () if is("plain") => AuthType::Plain,
+        () if is("md5") => AuthType::Md5,
+        () if is("cert") => AuthType::Cert,
+        () if is("hba") => AuthType::Hba,
+        () => AuthType::ScramSha256,
+    }
 }
 
 /// Runs the lines of one case.
 async fn talk(input: &str) -> String {
-    let auth_type = if input.contains("(trust)") { AuthType::Trust } else { AuthType::ScramSha256 };
+    let auth_type = auth_type(input);
+    let lookup = input
+        .contains("(lookup)")
+        .then(|| Lookup::new(Box::new(Roles), None, Duration::from_secs(5)));
     let refusal = input
         .contains("(full)")
         .then(|| ErrorReply::fatal("53300", "sorry, too many clients already"));
     let (near, far) = tokio::io::duplex(1 << 16);
     let login = tokio::spawn(async move {
         let users = users(auth_type);
-        let door = Door {
-            auth_type,
-            users: &users,
-            database: "hospital",
-            refusal,
-            reserved_for: None,
-            tls: None,
-        };
+        let door = Door { lookup: lookup.as_ref(), refusal, ..door(&users, "hospital") };
         let deadline = Instant::now() + Duration::from_secs(60);
         outcome(hello(Stream::Memory(Box::new(near)), &door, deadline).await)
     });
-    let mut client = Client { pipe: Some(far), heard: Vec::new(), scram: Scram::None };
+    let mut client =
+        Client { pipe: Some(far), heard: Vec::new(), scram: Scram::None, salt: [0; 4] };
     let mut talk = Vec::new();
     for line in input.lines().filter(|line| !line.starts_with('#')) {
         talk.push(format!("C> {line}"));
@@ -170,6 +341,17 @@ fn outcome(hello: Result<Hello, pgward::session::login::Error>) -> String {
         Ok(Hello::Cancel { pid, key, .. }) => format!("= Cancel(pid={pid}, key={key:?})"),
         Ok(Hello::Login(login)) => {
             let mut out = format!("= Login({}, {:?}", login.user.name, login.database);
+            if login.user.server.user == login.user.name && login.user.name != "app" {
+                match &login.user.server.secret {
+                    Some(ServerSecret::Keys(_)) => out += ", with its keys",
+                    Some(ServerSecret::Md5(_)) => out += ", with its hash",
+                    Some(ServerSecret::FromClient) => out += ", without its keys",
+                    Some(ServerSecret::Plain(_)) | None => {}
+                }
+            }
+            if !login.user.is_listed {
+                out += ", looked up";
+            }
             if let Some(hospital) = login.hospital {
                 out += &format!(", hospital={hospital}");
             }
@@ -195,6 +377,7 @@ struct Client {
     pipe: Option<DuplexStream>,
     heard: Vec<u8>,
     scram: Scram,
+    salt: [u8; 4],
 }
 
 /// What the client needs of the server's last SASL message.
@@ -246,6 +429,12 @@ impl Client {
                 frontend::write_sasl_response(&mut out, &last);
             }
             "SASLResponse-bad" => frontend::write_sasl_response(&mut out, rest.as_bytes()),
+            "Password" => frontend::write_password(&mut out, rest.as_bytes()),
+            "Md5" => {
+                let (user, secret) = rest.split_once(' ').unwrap();
+                let response = md5_response(user, &Secret::new(secret), self.salt);
+                frontend::write_password(&mut out, response.as_bytes());
+            }
             "Query" => frontend::write_query(&mut out, rest.as_bytes()),
             "Text" => out.extend_from_slice(rest.as_bytes()),
             "Length" => out.extend(rest.parse::<i32>().unwrap().to_be_bytes()),
@@ -332,6 +521,10 @@ impl Client {
                     format!("AuthenticationSASLContinue(r=...,{visible})")
                 }
                 AuthRequest::SaslFinal(_) => "AuthenticationSASLFinal(v=...)".to_owned(),
+                AuthRequest::Md5(salt) => {
+                    self.salt = salt;
+                    "AuthenticationMD5Password".to_owned()
+                }
                 other => format!("{other:?}"),
             },
             _ => format!("{}({} bytes)", tag as char, body.len()),

@@ -3,6 +3,7 @@
 mod support;
 
 mod attacks;
+mod auth;
 mod cancel;
 mod catalog;
 mod cli_offline;
@@ -15,6 +16,7 @@ mod failures;
 mod fleet;
 mod functions;
 mod fuzz;
+mod hba;
 mod hostile;
 mod keys_hold;
 mod kills;

@@ -2,11 +2,18 @@
 
 use std::fmt::Write as _;
 
+use pgward::auth::{Asked, Refused};
+use pgward::net::Origin;
 use pgward::route::Refusal;
 use pgward::route::refusals::*;
 use pgward::shard_map::ShardId;
 
 use crate::route_golden::{check_file, reply_lines};
+
+fn words(refused: Refused) -> String {
+    let origin = Origin { peer: Some(([192, 0, 2, 7], 50_000).into()), tls: None };
+    refused.message(&Asked { user: "app", database: "hospital", origin: &origin })
+}
 
 #[test]
 fn every_refusal_has_its_words() {
@@ -150,6 +157,17 @@ fn every_refusal_has_its_words() {
             unknown_database("postgres"),
         ),
         ("login_failed", "wrong password or unknown user", login_failed("app")),
+        (
+            "no_login",
+            "no rule of auth_hba_file fits the login, the rule rejects it, or asks for another \
+             certificate (all words: tests/golden/hba/rules.txt)",
+            no_login(words(Refused::NoRule)),
+        ),
+        (
+            "no_lookup",
+            "a user that the users file lacks, while auth_query can't be asked",
+            no_lookup(),
+        ),
         ("no_user_name", "login without a user", no_user_name()),
         (
             "no_shard_access",

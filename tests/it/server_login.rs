@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use pgward::auth::{Secret, ServerCredentials};
+use pgward::auth::{ServerCredentials, ServerSecret};
 use pgward::cli::local::{Options, Postgres, Sandbox};
 use pgward::net::tls::Connector;
 use pgward::server::login::{ConnectError, Greeting, Target, connect, send_cancel};
@@ -34,7 +34,8 @@ fn postgres() -> (Sandbox, Postgres) {
 }
 
 fn target(postgres: &Postgres, user: &str, secret: Option<&str>) -> Target {
-    let credentials = ServerCredentials { user: user.into(), secret: secret.map(Secret::new) };
+    let credentials =
+        ServerCredentials { user: user.into(), secret: secret.map(ServerSecret::plain) };
     Target::new(postgres.address(), Connector::plain(), "postgres".into(), &credentials)
 }
 

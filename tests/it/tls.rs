@@ -6,7 +6,7 @@ use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use pgward::auth::{Secret, ServerCredentials};
+use pgward::auth::{ServerCredentials, ServerSecret};
 use pgward::config;
 use pgward::net::tls::ServerTls;
 use pgward::server::login::{Target, connect, send_cancel};
@@ -162,6 +162,127 @@ async fn clients_show_the_certificates_that_they_must() {
         }
         assert_eq!(show("none").is_err(), needed, "{mode}, without a certificate");
     }
+}
+
+/// Rules of `auth_hba_file` and of `auth_ident_file`, for `rules_see_what_the_handshake_has_shown`.
+const RULES: &str = "
+hostssl    hospital  app,migrate  127.0.0.1/32  cert           map=staff
+hostssl    hospital  nurse        127.0.0.1/32  scram-sha-256
+hostssl    hospital  clerk        127.0.0.1/32  scram-sha-256  clientcert=verify-full
+hostssl    hospital  guest        127.0.0.1/32  scram-sha-256  clientcert=verify-ca
+hostnossl  hospital  old          127.0.0.1/32  scram-sha-256
+host       pgward    admin        127.0.0.1/32  scram-sha-256
+";
+const MAPS: &str = "
+staff  \"Ada Lovelace\"                  app
+staff  /^([a-z]+)@hospital\\.example$     \\1
+";
+
+/// A user of the users file who is `app` on the servers.
+fn proxied(name: &str) -> String {
+    format!(
+        "[[user]]\nname = \"{name}\"\nsecret = \"{name}-password\"\nserver_user = \"app\"\n\
+         server_secret_file = \"app-secret\"\n"
+    )
+}
+
+#[test]
+fn rules_see_what_the_handshake_has_shown() {
+    let shards = shards();
+    let folder = folder(shards, "tls-rules");
+    let (ca, other) = (Authority::new("ca"), Authority::new("other"));
+    put(&folder, "ca.crt", &ca.pem);
+    put(&folder, "hba.conf", RULES);
+    put(&folder, "ident.conf", MAPS);
+    localhost(&ca).write(&folder, "server");
+    for name in ["Ada Lovelace", "migrate@hospital.example", "app", "clerk"] {
+        ca.issue(Subject { common_name: name, ..Subject::default() }).write(&folder, name);
+    }
+    let stranger = Subject { common_name: "Ada Lovelace", ..Subject::default() };
+    other.issue(stranger).write(&folder, "stranger");
+    let ca_file = format!("client_tls_ca_file = \"{}/ca.crt\"", folder.display());
+    let tls = client_lines(&folder, "prefer", &ca_file);
+    let auth = format!(
+        "auth_type = \"hba\"\nauth_hba_file = \"{0}/hba.conf\"\nauth_ident_file = \"{0}/ident.conf\"",
+        folder.display()
+    );
+    let proxied: String = ["nurse", "clerk", "guest", "old"].map(proxied).concat();
+    let users = format!("{USERS}{proxied}");
+    let options = WardOptions { config: &[("tls", &tls), ("auth", &auth)], map: None };
+    let extra = Extra { users: Some(&users), ..Extra::default() };
+    let ward = Ward::start_with(shards, &options, &extra);
+
+    let whom = |user: &str, encryption: &str| {
+        format!(
+            "no pg_hba.conf entry for host \"127.0.0.1\", user \"{user}\", database \"hospital\", \
+             {encryption}"
+        )
+    };
+    let not_by = |user: &str| format!("certificate authentication failed for user \"{user}\"");
+    let no_password = |user: &str| format!("password authentication failed for user \"{user}\"");
+    let none = || "connection requires a valid client certificate".to_owned();
+    // User, password, certificate; "" is for none, and for what doesn't matter. `Err`: the refusal.
+    let over_tls = [
+        ("app", "", "Ada Lovelace", Ok(())),
+        ("migrate", "", "migrate@hospital.example", Ok(())),
+        // The map does not say so, although the name is the user's.
+        ("app", "app-password", "app", Err(not_by("app"))),
+        ("app", "app-password", "migrate@hospital.example", Err(not_by("app"))),
+        ("migrate", "", "Ada Lovelace", Err(not_by("migrate"))),
+        ("app", "app-password", "", Err(none())),
+        ("app", "app-password", "stranger", Err(String::new())),
+        ("nurse", "nurse-password", "", Ok(())),
+        ("nurse", "wrong", "Ada Lovelace", Err(no_password("nurse"))),
+        ("clerk", "clerk-password", "clerk", Ok(())),
+        ("clerk", "wrong", "clerk", Err(no_password("clerk"))),
+        ("clerk", "clerk-password", "app", Err(not_by("clerk"))),
+        ("clerk", "clerk-password", "", Err(none())),
+        ("guest", "guest-password", "app", Ok(())),
+        ("guest", "wrong", "app", Err(no_password("guest"))),
+        ("guest", "guest-password", "", Err(none())),
+        ("old", "old-password", "", Err(whom("old", "SSL encryption"))),
+    ];
+    for (user, password, certificate, want) in over_tls {
+        let certificate = if certificate.is_empty() { "none" } else { certificate };
+        let path = folder.join(certificate).display().to_string();
+        let got = psql(
+            &ward,
+            &format!(
+                "sslmode=require user={user} password='{password}' sslcert='{path}.crt' \
+                 sslkey='{path}.key'"
+            ),
+        );
+        let case = format!("{user}, {password:?}, {certificate}");
+        match want {
+            Ok(()) => {
+                assert!(got.as_ref().is_ok_and(|said| said.ends_with("1\n")), "{case}: {got:?}")
+            }
+            Err(words) => {
+                let said = got.expect_err(&case);
+                assert!(said.contains(&words), "{case}: {said}");
+            }
+        }
+    }
+    let bound =
+        psql(&ward, "sslmode=require channel_binding=require user=nurse password=nurse-password");
+    bound.expect("by a rule, and bound to the connection");
+
+    for (user, want) in [
+        ("old", None),
+        ("app", Some(whom("app", "no encryption"))),
+        ("nurse", Some(whom("nurse", "no encryption"))),
+        ("clerk", Some(whom("clerk", "no encryption"))),
+    ] {
+        let got = psql(&ward, &format!("sslmode=disable user={user} password={user}-password"));
+        match want {
+            None => assert!(got.is_ok(), "{user}: {got:?}"),
+            Some(words) => {
+                let said = got.expect_err(user);
+                assert!(said.contains(&words), "{user}: {said}");
+            }
+        }
+    }
+    assert!(!ward.log().contains("-password"), "a secret in the log:\n{}", ward.log());
 }
 
 /// A client of TLS that sends bytes as it likes.
@@ -346,8 +467,10 @@ async fn servers_are_spoken_to_as_the_mode_says() {
         };
         let tls = ServerTls::load(&tls, &[]).expect("files").of(ShardId(0)).clone();
         let address = format!("{host}:{}", shards.primary.port()).parse().expect("an address");
-        let credentials =
-            ServerCredentials { user: "app".into(), secret: Some(Secret::new("app-secret")) };
+        let credentials = ServerCredentials {
+            user: "app".into(),
+            secret: Some(ServerSecret::plain("app-secret")),
+        };
         let target = Target::new(address, tls, "shard0".into(), &credentials);
         connect(&target, PATIENCE).await
     };

@@ -11,7 +11,11 @@ use crate::wire::frontend::SaslInitial;
 const KEY: &[u8] = &[1, 2, 3, 4];
 
 fn target(secret: Option<&str>) -> Target {
-    let credentials = ServerCredentials { user: "app".into(), secret: secret.map(Secret::new) };
+    target_with(secret.map(ServerSecret::plain))
+}
+
+fn target_with(secret: Option<ServerSecret>) -> Target {
+    let credentials = ServerCredentials { user: "app".into(), secret };
     let address = Address { host: "localhost".into(), port: 5432 };
     Target::new(address, Connector::plain(), "shard0".into(), &credentials)
 }
@@ -185,8 +189,8 @@ async fn scram_server(mut far: DuplexStream, verifier: Verifier) {
     let n = far.read(&mut heard).await.unwrap();
     let (_, body) = wire::peek(&heard[..n], 4096).unwrap().unwrap();
     let said = match exchange.finish(body) {
-        Ok(server_final) => [
-            messages(|out| backend::write_authentication_sasl_final(out, &server_final)),
+        Ok(proven) => [
+            messages(|out| backend::write_authentication_sasl_final(out, &proven.server_final)),
             ok(),
             key(),
             ready(TxnStatus::Idle),
@@ -210,6 +214,54 @@ async fn scram_proves_both_sides() {
             Err(error) => panic!("{error}"),
         }
         server.await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn keys_of_a_client_prove_pgward_where_the_verifier_is_the_same() {
+    let pencil = Secret::new("pencil");
+    let keys = Verifier::derive(&pencil, b"salt", 64).check(&pencil).unwrap();
+    for (salt, want) in [(&b"salt"[..], None), (b"pepper", Some(auth::Error::OtherVerifier))] {
+        let (near, far) = tokio::io::duplex(1 << 16);
+        let server = tokio::spawn(scram_server(far, Verifier::derive(&pencil, salt, 64)));
+        let target = target_with(Some(ServerSecret::Keys(keys.clone())));
+        match (log_in(Stream::Memory(Box::new(near)), &target).await, want) {
+            (Ok(greeting), None) => {
+                assert_eq!(greeting.pid, 77);
+                server.await.unwrap();
+            }
+            (Err(ConnectError::Auth(error)), Some(want)) => assert_eq!(error, want),
+            (outcome, _) => panic!("{outcome:?}"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn no_hash_and_no_keys_go_out_in_place_of_a_password() {
+    let pencil = Secret::new("pencil");
+    let keys = Verifier::derive(&pencil, b"salt", 64).check(&pencil).unwrap();
+    let hash = Secret::new("md50123456789abcdef0123456789abcdef");
+    let cleartext = messages(backend::write_authentication_cleartext);
+    let md5 = messages(|out| backend::write_authentication_md5(out, [1; 4]));
+    let scram = sasl(&["SCRAM-SHA-256"]);
+    for (secret, asked) in [
+        (ServerSecret::Md5(hash.clone()), &cleartext),
+        (ServerSecret::Md5(hash), &scram),
+        (ServerSecret::Keys(keys.clone()), &cleartext),
+        (ServerSecret::Keys(keys), &md5),
+        (ServerSecret::FromClient, &cleartext),
+        (ServerSecret::FromClient, &md5),
+        (ServerSecret::FromClient, &scram),
+    ] {
+        let (near, mut far) = tokio::io::duplex(1 << 16);
+        far.write_all(asked).await.unwrap();
+        let error = log_in(Stream::Memory(Box::new(near)), &target_with(Some(secret))).await;
+        assert!(matches!(error, Err(ConnectError::Unfit)), "{error:?}");
+        // Only the StartupMessage.
+        let mut heard = vec![0; 4096];
+        let n = far.read(&mut heard).await.unwrap();
+        let (_, total) = startup::peek(&heard[..n]).unwrap().unwrap();
+        assert_eq!(total, n);
     }
 }
 

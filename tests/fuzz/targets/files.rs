@@ -64,12 +64,12 @@ pub fn run_users(data: &[u8]) {
         Source::File(_) => Err("can't be read".to_owned()),
     };
     for auth_type in [AuthType::Trust, AuthType::ScramSha256] {
-        let auth = Auth { auth_type, scram_iterations: 1 };
+        let auth = Auth { auth_type, scram_iterations: 1, ..Auth::default() };
         match Users::parse("users.toml", text, &auth, [7; 32], &secret) {
             Ok(users) => {
                 for user in users.iter().take(4) {
                     assert!(!user.name.is_empty());
-                    let _ = users.verifier(&user.name);
+                    let _ = users.verifier(&user.name, Some(user));
                 }
             }
             Err(problems) => {

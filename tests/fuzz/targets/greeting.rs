@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use pgward::auth::{Secret, ServerCredentials};
+use pgward::auth::{ServerCredentials, ServerSecret};
 use pgward::net::Stream;
 use pgward::net::tls::Connector;
 use pgward::server::login::{ConnectError, Greeting, Target, log_in};
@@ -48,8 +48,10 @@ fn has_many_iterations(stream: &[u8]) -> bool {
 }
 
 async fn outcome(has_secret: bool, pieces: &[&[u8]]) -> String {
-    let credentials =
-        ServerCredentials { user: "app".into(), secret: has_secret.then(|| Secret::new("pencil")) };
+    let credentials = ServerCredentials {
+        user: "app".into(),
+        secret: has_secret.then(|| ServerSecret::plain("pencil")),
+    };
     let address = Address { host: "localhost".into(), port: 5432 };
     let target = Target::new(address, Connector::plain(), "shard0".into(), &credentials);
     let (near, mut far) = tokio::io::duplex(1 << 20);

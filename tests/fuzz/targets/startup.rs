@@ -55,7 +55,7 @@ fn users(auth_type: AuthType) -> &'static Users {
     static USERS_OF: [OnceLock<Users>; 2] = [OnceLock::new(), OnceLock::new()];
     let at = usize::from(auth_type == AuthType::Trust);
     USERS_OF[at].get_or_init(|| {
-        let auth = Auth { auth_type, scram_iterations: 1 };
+        let auth = Auth { auth_type, scram_iterations: 1, ..Auth::default() };
         Users::parse("users.toml", USERS, &auth, [7; 32], &|_| Err("none".into())).expect("users")
     })
 }
@@ -67,8 +67,8 @@ async fn log_in(auth_type: AuthType, pieces: &[&[u8]]) -> (Vec<u8>, String) {
     let login = tokio::spawn(async move {
         let users = users(auth_type);
         let door = Door {
-            auth_type,
             users,
+            lookup: None,
             database: "hospital",
             refusal: None,
             reserved_for: None,

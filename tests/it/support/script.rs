@@ -178,6 +178,7 @@ impl Scene {
             directory: Default::default(),
             metrics: Arc::new(Metrics::new()),
             users: ArcSwap::from_pointee(users),
+            lookup: Default::default(),
             pools: Pools::new(
                 pool::Settings::new(&config, Arc::new(ServerTls::plain())),
                 &map,
@@ -529,10 +530,9 @@ async fn listen(mut pipe: ReadHalf<DuplexStream>, heard: Arc<Mutex<Heard>>, stag
 /// A connection as `proxy` serves it.
 async fn serve(services: Arc<Services>, stream: Stream) {
     let users = services.users.load_full();
-    let auth_type = AuthType::Trust;
     let door = Door {
-        auth_type,
         users: &users,
+        lookup: None,
         database: "hospital",
         refusal: None,
         reserved_for: None,

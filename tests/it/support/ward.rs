@@ -61,6 +61,17 @@ impl Ward {
         Self::launch(sandbox, map, config_lines, &Extra::default())
     }
 
+    /// As [`Self::start_in`], with another users file.
+    pub fn start_for(
+        users: &str,
+        sandbox: &Sandbox,
+        map: &str,
+        config_lines: &[(&str, &str)],
+    ) -> Self {
+        let extra = Extra { users: Some(users), ..Extra::default() };
+        Self::launch(sandbox, map, config_lines, &extra)
+    }
+
     fn launch(
         sandbox: &Sandbox,
         map: &str,
