@@ -97,6 +97,8 @@ impl Session {
             is_write: false,
             pins: Pins::default(),
             pin_change: pins::Change::None,
+            copying: None,
+            has_doubtful_portals: false,
             portals: Vec::new(),
             since: std::time::Instant::now(),
             asked_at: None,

@@ -123,6 +123,8 @@ pub struct Session {
     mode: PoolMode,
     /// See [`Self::has_own_server`].
     is_own: bool,
+    /// Nothing was guarded when it got that server.
+    was_unguarded: bool,
     /// Its login has been answered: before that drivers take no notices.
     is_greeted: bool,
     /// A batch failed without a server: what follows is dropped up to its Sync.
@@ -149,6 +151,10 @@ pub(crate) struct Attached {
     pins: pins::Pins,
     /// What the transaction may have done to that.
     pin_change: pins::Change,
+    /// The COPY that is under way between two relays.
+    copying: Option<relay::Copying>,
+    /// A batch failed in this block: what its portals' names stand for is not known.
+    has_doubtful_portals: bool,
     /// Portals of this transaction.
     portals: Vec<batch::Portal>,
     /// When it was borrowed.
@@ -271,6 +277,10 @@ impl Session {
 
     /// Handles every whole request in the input.
     async fn work(&mut self) -> Result<(), End> {
+        if self.is_own && self.was_unguarded != self.is_unguarded() {
+            // Its server may have under a name what pgward has not read, and what is guarded now.
+            return Err(End::Fatal(refusals::drained()));
+        }
         if self.attached.is_some() {
             self.take_server_news().await?;
         } else if self.pinned.is_some() {

@@ -64,6 +64,14 @@ pub(super) struct Running {
     pub watch: Option<Box<Watch>>,
 }
 
+/// A COPY FROM between two relays.
+#[derive(Debug)]
+pub(super) struct Copying {
+    watch: Option<Box<Watch>>,
+    is_refused: bool,
+    is_ended: bool,
+}
+
 /// When a relay ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Until {
@@ -83,6 +91,26 @@ impl Running {
     pub(super) fn of_batch(may_rerun: bool, run: &Run) -> Self {
         let sole = run.sole.clone().map(|statement| (statement, run.is_healable));
         Self { sole, ..Self::new(may_rerun) }
+    }
+
+    /// A COPY that began in an earlier piece of the batch goes on under the same watch.
+    pub(super) fn resume_copy(&mut self, attached: &mut Attached) {
+        if let Some(kept) = attached.copying.take() {
+            self.watch = kept.watch;
+            self.is_copy_refused = kept.is_refused;
+            self.is_copy_ended = kept.is_ended;
+        }
+    }
+
+    /// The COPY goes on beyond what is relayed now.
+    pub(super) fn keep_copy(&mut self, attached: &mut Attached) {
+        if attached.checkout.server.pipeline().copy() == Copy::In {
+            attached.copying = Some(Copying {
+                watch: self.watch.take(),
+                is_refused: self.is_copy_refused,
+                is_ended: self.is_copy_ended,
+            });
+        }
     }
 
     /// The server is gone: what a replica has not begun to answer runs again on the primary.
@@ -105,6 +133,7 @@ impl Session {
         until: Until,
         kept: usize,
     ) -> Result<Relayed, End> {
+        running.resume_copy(attached);
         let mut watch = self.watch_request(attached);
         let relayed = std::future::poll_fn(|cx| {
             loop {
@@ -122,6 +151,7 @@ impl Session {
             }
         })
         .await;
+        running.keep_copy(attached);
         if relayed.is_err() {
             Box::pin(abandon(attached, &self.client, CANCEL_TIMEOUT)).await;
         } else if attached.asked_at.is_some() {
@@ -367,6 +397,10 @@ impl Session {
                     match running.watch.take().map(|mut watch| watch.on_done()) {
                         Some(Err(refusal)) => copy::refuse(server, running, refusal),
                         _ => server.send_bytes(&input[..header.total]),
+                    }
+                    if server.pipeline().is_copy_executed() {
+                        // As above: the client's Sync waits for the answer to this.
+                        server.send_bytes(&[frontend::tag::FLUSH, 0, 0, 0, 4]);
                     }
                     self.input.advance(header.total);
                     running.is_copy_ended = true;

@@ -226,6 +226,7 @@ impl Session {
         server.is_opaque = true;
         attached.is_write = false;
         attached.portals.clear();
+        attached.has_doubtful_portals = false;
         if !attached.pins.may_hold_rows() {
             attached.bound.hospital = None;
         }
@@ -403,7 +404,9 @@ impl Session {
     pub(super) async fn take_server_news(&mut self) -> Result<(), End> {
         let Some(mut attached) = self.attached.take() else { return Ok(()) };
         let mut running = Running::new(false);
+        running.resume_copy(&mut attached);
         let news = self.take_replies(&mut attached, &mut running);
+        running.keep_copy(&mut attached);
         if attached.asked_at.is_some() {
             Box::pin(self.end_watch(&mut attached)).await;
         }

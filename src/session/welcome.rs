@@ -127,6 +127,7 @@ pub async fn welcome(
         pinned: None,
         mode,
         is_own: false,
+        was_unguarded: false,
         is_greeted: false,
         is_skipping: false,
         written_at: 1,
@@ -186,6 +187,8 @@ impl Session {
             Err(Unattached::Server(_) | Unattached::End(_)) => return Err(refusals::not_ready()),
         };
         let server = &mut *attached.checkout.server;
+        // Whatever fails from here on, nobody else gets it with these settings.
+        server.is_opaque = true;
         let learnt = Arc::new(Learnt {
             parameters: server.parameters.clone(),
             search_path: server.default_path.clone(),
@@ -218,6 +221,7 @@ impl Session {
         attached.pins.insert(Pin::SessionMode);
         self.keep(attached);
         self.is_own = true;
+        self.was_unguarded = self.is_unguarded();
         Ok((learnt, settings))
     }
 

@@ -93,6 +93,10 @@ pub fn prepare_parts(text: &str) -> Option<PrepareParts<'_>> {
     if &text[token.clone()] == "(" {
         tokens.skip_parens()?;
         types = text[name.end..tokens.at].trim();
+        // Types need none of these, and strings are read here less well than by the grammar.
+        if types.contains(['\'', '$']) {
+            return None;
+        }
         token = tokens.next()?;
     }
     is_word(text, &token, "as").then(|| PrepareParts { types, body: text[token.end..].trim() })

@@ -332,3 +332,100 @@ async fn a_session_without_a_shard_gets_its_server_with_its_first_key() {
     let pid = value(&client, "SELECT pg_backend_pid()").await;
     assert_eq!(value(&client, "SELECT pg_backend_pid()").await, pid);
 }
+
+/// Two hospitals of one shard, the first with a login of its own (session mode where `mode` says so).
+fn bound_ward(mode: (&str, &str)) -> (Ward, String, String) {
+    let shards = shards();
+    let (mine, other) = (shards.hospital(1, 2).to_string(), shards.hospital(1, 3).to_string());
+    let config = [TRUST, mode, ("pool", "default_pool_size = 1")];
+    let ward = Ward::start(shards, &WardOptions { config: &config, ..Default::default() });
+    (ward, mine, other)
+}
+
+#[test]
+fn names_that_postgres_cuts_are_refused() {
+    let (ward, mine, _) = bound_ward(SESSION);
+    let mut raw = Raw::connect(&ward);
+    let options = format!("-c pgward.hospital_id={mine}");
+    let body = format!("user\0app\0database\0hospital\0options\0{options}\0\0");
+    raw.send(&raw::packet(&[&0x0003_0000u32.to_be_bytes(), body.as_bytes()]));
+    raw.until(b'Z').expect("a login");
+    let long = "a".repeat(64);
+    let keyed = format!("SELECT name FROM patients WHERE hospital_id = '{mine}'");
+    for (name, code) in [(&long[..63], ""), (&long[..], "0A000")] {
+        let parse = message(b'P', &[name.as_bytes(), b"\0", keyed.as_bytes(), b"\0\0\0"]);
+        raw.send(&[parse, sync()].concat());
+        assert_eq!(raw.until(b'Z').expect("an answer")[0].sqlstate(), code);
+        let close = message(b'C', &[b"S", name.as_bytes(), b"\0"]);
+        raw.send(&[close, sync()].concat());
+        assert_eq!(raw.until(b'Z').expect("an answer")[0].sqlstate(), code);
+    }
+}
+
+#[test]
+fn a_login_that_fails_leaves_no_setting() {
+    let (ward, mine, _) = bound_ward(SESSION);
+    for bad in ["-c nosuchparam=1", "-c work_mem=much"] {
+        let options = format!(
+            "-c pgward.hospital_id={mine} -c statement_timeout=7777 -c search_path=pg_temp {bad}"
+        );
+        let mut raw = Raw::connect(&ward);
+        let body = format!("user\0app\0database\0hospital\0options\0{options}\0\0");
+        raw.send(&raw::packet(&[&0x0003_0000u32.to_be_bytes(), body.as_bytes()]));
+        let told = raw.until_closed();
+        assert!(told.iter().any(|m| m.tag == b'E'), "{told:?}");
+        let mut next = Raw::connect(&ward);
+        let body =
+            format!("user\0app\0database\0hospital\0options\0-c pgward.hospital_id={mine}\0\0");
+        next.send(&raw::packet(&[&0x0003_0000u32.to_be_bytes(), body.as_bytes()]));
+        next.until(b'Z').expect("a login");
+        next.send(&query("SHOW statement_timeout"));
+        assert_eq!(row(&next.until(b'Z').expect("an answer")), "0");
+    }
+}
+
+#[test]
+fn a_portal_of_a_failed_batch_is_gone() {
+    let (ward, mine, _) = bound_ward(("pool", "pool_mode = \"transaction\""));
+    let bind = |portal: &str, name: &str| {
+        message(b'B', &[portal.as_bytes(), b"\0", name.as_bytes(), b"\0\0\0\0\0\0\0"])
+    };
+    let parse =
+        |name: &str, sql: &str| message(b'P', &[name.as_bytes(), b"\0", sql.as_bytes(), b"\0\0\0"]);
+    let run = |portal: &str| message(b'E', &[portal.as_bytes(), b"\0\0\0\0\0"]);
+    let mut raw = Raw::login(&ward);
+    let mut ask = |bytes: Vec<u8>| {
+        raw.send(&bytes);
+        raw.until(b'Z').expect("an answer")
+    };
+    let code = |messages: &[Message]| {
+        messages
+            .iter()
+            .map(Message::sqlstate)
+            .find(|code| !code.is_empty())
+            .unwrap_or("")
+            .to_owned()
+    };
+    ask(query("BEGIN"));
+    ask(query(&format!("SELECT name FROM patients WHERE hospital_id = '{mine}'")));
+    ask(query("SAVEPOINT s"));
+    // With a name it could be run unseen.
+    let named =
+        ask([parse("s1", "SET statement_timeout = 4242"), bind("p", "s1"), sync()].concat());
+    assert_eq!(code(&named), "0A000");
+    ask(query("ROLLBACK TO s"));
+    assert_eq!(
+        code(&ask([parse("s2", "SET statement_timeout = 4242"), bind("", "s2"), sync()].concat())),
+        ""
+    );
+    ask([parse("s3", "SELECT 1/0"), sync()].concat());
+    ask([bind("q", "s3"), run("q"), bind("", "s3"), sync()].concat());
+    ask(query("ROLLBACK TO s"));
+    assert_eq!(code(&ask([run(""), sync()].concat())), "34000");
+    ask(query("ROLLBACK"));
+    let mut next = Raw::login(&ward);
+    next.send(&query(&format!(
+        "SELECT current_setting('statement_timeout') FROM patients WHERE hospital_id = '{mine}' LIMIT 1"
+    )));
+    assert_eq!(row(&next.until(b'Z').expect("an answer")), "0");
+}

@@ -22,6 +22,8 @@ use crate::wire::backend;
 use crate::wire::frontend::{Bind, Execute, Kind, Named, Parse, tag};
 use crate::wire::{self, HEADER_BYTES};
 
+/// Longest name that Postgres tells from others (NAMEDATALEN less its end).
+const NAME_BYTES_MAX: usize = 63;
 /// Declared parameter types that a Parse may carry (Postgres's own limit).
 const TYPES_MAX: usize = 65_535;
 
@@ -55,6 +57,7 @@ impl Session {
             tag::BIND => self.look_at_bind(batch, body)?,
             tag::DESCRIBE => {
                 let named = Named::read_describe(&self.input.as_slice()[body])?;
+                self.check_name_length(named.kind, named.name)?;
                 match named.kind {
                     Kind::Statement if self.is_servers_own(named.name) => {
                         StepKind::Own(Message::Describe)
@@ -71,6 +74,7 @@ impl Session {
             }
             tag::EXECUTE => {
                 let execute = Execute::read(&self.input.as_slice()[body])?;
+                self.check_name_length(Kind::Portal, execute.portal)?;
                 let name = execute.portal.to_vec();
                 self.portal_step(batch, Message::Execute, &name)?
             }
@@ -91,6 +95,7 @@ impl Session {
         body: Range<usize>,
     ) -> Result<StepKind, Trouble> {
         let parse = Parse::read(&self.input.as_slice()[body])?;
+        self.check_name_length(Kind::Statement, parse.name)?;
         let sql = match utf8(parse.sql) {
             Ok(sql) => sql,
             Err(_) if self.has_own_server() && self.is_unguarded() => {
@@ -178,6 +183,8 @@ impl Session {
 
     fn look_at_bind(&mut self, batch: &mut Batch, body: Range<usize>) -> Result<StepKind, Trouble> {
         let bind = Bind::read(&self.input.as_slice()[body.clone()])?;
+        self.check_name_length(Kind::Statement, bind.statement)?;
+        self.check_name_length(Kind::Portal, bind.portal)?;
         if self.is_servers_own(bind.statement) {
             return Ok(StepKind::Own(Message::Bind));
         }
@@ -202,10 +209,10 @@ impl Session {
         let is_unknown = kept.analysis.statements.iter().any(|s| s.unknown_names);
         let place = self.place(batch, &kept);
         if let Place::Server = place {
-            if !bind.portal.is_empty() && sets_by_function(&kept) && !self.has_own_server() {
+            if !bind.portal.is_empty() && has_effect(&kept) && !self.is_unguarded() {
                 // FETCH could run it, unseen.
                 return Err(refusals::unsupported(
-                    "set_config in a portal with a name",
+                    "a statement that changes the session in a portal with a name",
                     "Bind it to the unnamed portal.",
                 )
                 .into());
@@ -248,6 +255,20 @@ impl Session {
         self.named(name).ok_or_else(|| refusals::no_statement(&name_of(name)).into())
     }
 
+    /// Postgres cuts names to 63 bytes: two that differ behind that are one to it, and would be two to
+    /// pgward. Shared statements have names of pgward's own, whatever the client calls them.
+    fn check_name_length(&self, kind: Kind, name: &[u8]) -> Result<(), Trouble> {
+        let is_servers = kind == Kind::Portal || self.has_own_server();
+        match is_servers && name.len() > NAME_BYTES_MAX {
+            true => Err(refusals::unsupported(
+                "a name of more than 63 bytes",
+                "Use a shorter name for the statement or portal.",
+            )
+            .into()),
+            false => Ok(()),
+        }
+    }
+
     /// A name that pgward has not heard of, and the session's own server may have (PREPARE).
     fn is_servers_own(&self, name: &[u8]) -> bool {
         self.has_own_server() && self.is_unguarded() && self.statements.get(name).is_none()
@@ -269,6 +290,9 @@ impl Session {
             }
             return Err(refusals::no_portal(&name_of(name)).into());
         };
+        if attached.has_doubtful_portals && !self.is_unguarded() {
+            return Err(refusals::no_portal(&name_of(name)).into());
+        }
         let Some(portal) = attached.portals.iter().find(|portal| *portal.name == *name) else {
             return Ok(None);
         };
@@ -396,6 +420,7 @@ impl Session {
         body: Range<usize>,
     ) -> Result<StepKind, Trouble> {
         let named = Named::read_close(&self.input.as_slice()[body])?;
+        self.check_name_length(named.kind, named.name)?;
         Ok(match named.kind {
             Kind::Statement => {
                 self.statements.remove(named.name);
@@ -562,12 +587,11 @@ impl Session {
     }
 }
 
-/// Whether a SELECT changes settings.
-fn sets_by_function(kept: &Kept) -> bool {
-    kept.analysis.statements.iter().any(|statement| match &statement.effect {
-        Effect::Set(settings) => settings.iter().any(|setting| setting.from_function),
-        _ => false,
-    })
+/// Whether it does something to the session: a FETCH, or a portal of the same name, could run it
+/// unseen.
+fn has_effect(kept: &Kept) -> bool {
+    let is_none = |effect: &Effect| matches!(effect, Effect::None | Effect::Show(_));
+    kept.analysis.statements.iter().any(|statement| !is_none(&statement.effect))
 }
 
 /// An effect under way after which names mean something else.

@@ -472,6 +472,13 @@ impl Session {
             };
             attached.portals.retain(|old| !is_gone(old));
             attached.portals.append(&mut batch.bound);
+            if running.has_failed {
+                // What was closed, bound and run of it before the error is not known.
+                attached.has_doubtful_portals = true;
+                let may_run = |portal: &Portal| portal.effect != Confirmed::Nothing;
+                attached.checkout.server.is_opaque |=
+                    !run.effects.is_empty() || attached.portals.iter().any(may_run);
+            }
             match relayed {
                 Relayed::Rerun | Relayed::Done => {
                     if running.has_failed {
