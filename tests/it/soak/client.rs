@@ -13,7 +13,7 @@ use super::requests::{Names, Request};
 use super::statements::everything;
 use super::tally::{self, Tally};
 use super::wire::{Answer, Wire};
-use super::world::{Hospital, Scene, World, cluster_of, database};
+use super::world::{Hospital, SHARDS, Scene, World, cluster_of, database};
 use crate::support::raw::{message, query};
 use crate::support::{Dice, PATIENCE};
 
@@ -51,6 +51,10 @@ pub struct Client {
     pub is_lost: bool,
     /// It has left, and not come again yet.
     is_gone: bool,
+    /// When its last conversation began.
+    sent_at: Instant,
+    /// Hospitals of the conversation with an outcome that was unknown.
+    unsure: BTreeSet<usize>,
     pub tally: Tally,
 }
 
@@ -74,6 +78,8 @@ impl Client {
             cancel_reach: 0,
             is_lost: false,
             is_gone: false,
+            sent_at: Instant::now(),
+            unsure: BTreeSet::new(),
             tally: Tally::default(),
         }
     }
@@ -98,6 +104,7 @@ impl Client {
             self.tally.add(tally::FAULTS, "cancels", 1);
         }
         let vanishes = self.dice.one_in(VANISHES);
+        self.sent_at = Instant::now();
         let answers = match vanishes {
             true => self.vanish(requests).await,
             false => self.converse(requests).await,
@@ -107,21 +114,26 @@ impl Client {
         for (request, answer) in requests.iter().zip(&answers) {
             let hospital = &mut hospitals[request.at];
             let settled = self.settle(hospital, request, before, answer).await;
-            settled.map_err(|told| format!("{told}\nafter {}", request.told))?;
+            settled.map_err(|told| failure(&told, request, requests))?;
             before = self.status;
         }
         if vanishes || answers.len() < requests.len() {
             let unanswered = &requests[answers.len()..];
             if !vanishes {
                 // Only where a server died amid a row does pgward end a connection.
-                let excuse = |request: &Request| hospitals[request.at].shard;
-                let excuse = |request| self.world.disturbances.excuse(excuse(request));
+                let excuse =
+                    |request: &Request| self.is_disturbed(&hospitals[request.at], request, "");
                 if !unanswered.iter().any(excuse) {
                     return Err(format!("the connection ended in {}", unanswered[0].told));
                 }
                 self.tally.add(tally::SEEN, "connection ended", 1);
             }
-            self.on_gone(hospitals, unanswered, before).await?;
+            let settled = self.on_gone(hospitals, unanswered, before).await;
+            settled.map_err(|told| failure(&told, &unanswered[0], requests))?;
+        }
+        for at in std::mem::take(&mut self.unsure) {
+            let checked = self.check_everything(&mut hospitals[at]).await;
+            checked.map_err(|told| failure(&told, &requests[0], requests))?;
         }
         Ok(())
     }
@@ -197,15 +209,19 @@ impl Client {
             self.has_failed = true;
         }
         if matches!(code, "40001" | "08007" | "57P03" | "57014") {
-            if !self.is_excused(hospital, code, &told) {
+            if !self.is_excused(hospital, request, code, &told) {
                 return Err(format!("nothing explains {told}"));
             }
-            let is_alone = code == "57P03" && !self.world.disturbances.excuse(hospital.shard);
+            let is_alone = code == "57P03" && !self.is_disturbed(hospital, request, &told);
             let name = if is_alone { "57P03 with no fault near" } else { code };
             self.tally.add(tally::SEEN, name, 1);
             if code == "08007" {
-                self.resolve(hospital, request, before).await?;
-                self.check_everything(hospital).await?;
+                // What only locks has no outcome. To look at its rows now would be too early: a
+                // later part of its pipeline may have written, and is not on the oracle yet.
+                if request.is_write || before != b'I' {
+                    self.resolve(hospital, request, before).await?;
+                }
+                self.unsure.insert(request.at);
             }
             self.is_lost |= code == "40001" && self.status == b'E';
             return self.align(before).await;
@@ -223,15 +239,27 @@ impl Client {
         self.compare(request, answer, &told).await
     }
 
-    fn is_excused(&self, hospital: &Hospital, code: &str, told: &str) -> bool {
-        let is_disturbed = self.world.disturbances.excuse(hospital.shard);
+    fn is_excused(&self, hospital: &Hospital, request: &Request, code: &str, told: &str) -> bool {
         match code {
-            "57014" if told.contains("query_wait_timeout") => is_disturbed,
-            "57014" => self.cancel_reach > 0,
+            "57014" if !told.contains("query_wait_timeout") => self.cancel_reach > 0,
             // On a machine too busy for its probes a primary is not known to be one. Nothing has
             // run then; it is counted.
             "57P03" => true,
-            _ => is_disturbed,
+            _ => self.is_disturbed(hospital, request, told),
+        }
+    }
+
+    /// Whether a fault explains what was `told`: one of the hospital's shard. What has no hospital
+    /// may have run anywhere: one of the shard that the error names.
+    fn is_disturbed(&self, hospital: &Hospital, request: &Request, told: &str) -> bool {
+        let mut words = told.split(|c: char| !c.is_ascii_alphanumeric());
+        let named = words.find(|word| *word == "shard").and_then(|_| words.next()?.parse().ok());
+        let excuse = |shard| self.world.disturbances.excuse(shard, self.sent_at);
+        match named {
+            Some(shard) if request.has_hospital => shard == hospital.shard && excuse(shard),
+            Some(shard) => excuse(shard),
+            None if request.has_hospital => excuse(hospital.shard),
+            None => (0..SHARDS).any(excuse),
         }
     }
 
@@ -509,6 +537,15 @@ impl Client {
 
 fn all_of(hospital: &Hospital) -> String {
     everything(hospital).sql.replace("$1", &format!("'{}'", hospital.id))
+}
+
+/// What was wrong after `request`, and what else had been sent with it.
+fn failure(told: &str, request: &Request, requests: &[Request]) -> String {
+    let mut told = format!("{told}\nafter {}", request.told);
+    for other in requests.iter().filter(|_| requests.len() > 1) {
+        told += &format!("\n  in one go: {}", other.told);
+    }
+    told
 }
 
 /// The first rows that differ.

@@ -31,10 +31,11 @@ impl Disturbances {
         *self.last[cluster].lock().expect("no panic holds it") = Some(Instant::now());
     }
 
-    /// Whether an error of `shard` may be due to a fault.
-    pub fn excuse(&self, shard: u16) -> bool {
+    /// Whether an error of `shard` may be due to a fault, if what it answers was sent at `sent`.
+    /// How long it took to look at the answer does not matter.
+    pub fn excuse(&self, shard: u16, sent: Instant) -> bool {
         let last = *self.last[cluster_of(shard)].lock().expect("no panic holds it");
-        last.is_some_and(|last| last.elapsed() < EXCUSED_FOR)
+        last.is_some_and(|last| last + EXCUSED_FOR > sent)
     }
 
     /// Whether each kind of fault has come.

@@ -19,6 +19,8 @@ pub struct Request {
     /// Which of the client's hospitals it is for.
     pub at: usize,
     pub is_write: bool,
+    /// It runs where its hospital is.
+    pub has_hospital: bool,
     /// It ends a transaction block, or may.
     pub ends: bool,
     pub is_slow: bool,
@@ -140,6 +142,7 @@ impl Request {
         self.kinds.push(statement.kind);
         self.is_ordered.push(statement.is_ordered);
         self.is_write |= statement.is_write;
+        self.has_hospital = true;
         self.is_slow |= statement.is_slow;
         self.refused = self.refused.or(statement.refused);
     }
