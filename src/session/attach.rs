@@ -95,6 +95,8 @@ impl Session {
             bound,
             map,
             is_write: false,
+            may_end: false,
+            may_commit: false,
             pins: Pins::default(),
             pin_change: pins::Change::None,
             copying: None,
@@ -276,6 +278,8 @@ impl Session {
             attached.bound.hospital = Some(hospital);
         }
         attached.is_write |= run.is_write;
+        attached.may_commit |= run.may_commit || (attached.may_end && run.is_write);
+        attached.may_end |= run.may_end;
         attached.pin_change = attached.pin_change.max(run.pin_change);
         if run.is_load {
             attached.pins.insert(Pin::Load);

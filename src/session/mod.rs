@@ -147,6 +147,11 @@ pub(crate) struct Attached {
     map: Arc<ShardMap>,
     /// Something in it may have written.
     is_write: bool,
+    /// What was sent since the last ReadyForQuery may have ended its transaction, in an earlier
+    /// piece of the batch too.
+    may_end: bool,
+    /// As `may_end`, and stored something: its loss leaves the outcome unknown.
+    may_commit: bool,
     /// Why it is kept when its transaction is over.
     pins: pins::Pins,
     /// What the transaction may have done to that.

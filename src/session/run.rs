@@ -127,7 +127,7 @@ impl Run {
             .any(|statement| statement.effect != Effect::None || statement.copy_in.is_some());
         for statement in &analysis.statements {
             check_rewritten(session, analysis, statement)?;
-            self.is_write |= matches!(statement.access, Access::Write(_));
+            self.note_access(statement);
             self.note_unseen(statement);
             if has_effects {
                 let effect = self.confirmed(session, &statement.effect, values)?;
@@ -147,12 +147,19 @@ impl Run {
         let mut effect = Confirmed::Nothing;
         for statement in &analysis.statements {
             check_rewritten(session, analysis, statement)?;
-            self.is_write |= matches!(statement.access, Access::Write(_));
+            self.note_access(statement);
             self.note_unseen(statement);
             effect = self.confirmed(session, &statement.effect, values)?;
             effect = self.copied(session, statement)?.unwrap_or(effect);
         }
         Ok(effect)
+    }
+
+    /// A write behind the end of a block is a transaction of its own.
+    fn note_access(&mut self, statement: &crate::sql::Statement) {
+        let is_write = matches!(statement.access, Access::Write(_));
+        self.is_write |= is_write;
+        self.may_commit |= is_write && self.may_end;
     }
 
     /// What it may do that its replies do not tell.

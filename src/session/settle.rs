@@ -65,6 +65,7 @@ impl Session {
         let has_failed = attached.has_failed;
         if running.ready.is_some() {
             attached.has_failed = false;
+            (attached.may_end, attached.may_commit) = (false, false);
             attached.named.clear();
         }
         match running.ready {
@@ -354,7 +355,8 @@ impl Session {
         let is_in_block = matches!(self.block, Block::Server(_)) && !run.is_aside;
         // A batch before its Sync may have written in an earlier piece.
         let is_write = run.is_write || attached.is_write;
-        let mut reply = if run.may_commit || (!is_in_block && is_write) {
+        let may_commit = attached.may_commit;
+        let mut reply = if may_commit || (!is_in_block && is_write) {
             refusals::outcome_unknown(shard)
         } else if is_in_block || run.is_aside {
             refusals::server_lost_in_transaction(shard)
@@ -364,7 +366,7 @@ impl Session {
         if let Some(code) = &running.last_words {
             reply = reply.with_detail(format!("The server's last word was {code}."));
         }
-        if is_in_block && !run.may_commit {
+        if is_in_block && !may_commit {
             self.block.lose();
         } else if run.is_aside {
             self.block.fail();
@@ -432,12 +434,20 @@ impl Session {
             let shard = attached.checkout.shard;
             return Err(self.lost_for_good(shard, running.farewell.as_deref(), false));
         }
-        let mut loss = refusals::server_lost_in_transaction(attached.checkout.shard);
+        // A piece of a batch may have ended its transaction, and stored it, before its Sync.
+        let may_commit = attached.may_commit;
+        let mut loss = match may_commit {
+            true => refusals::outcome_unknown(attached.checkout.shard),
+            false => refusals::server_lost_in_transaction(attached.checkout.shard),
+        };
         if let Some(code) = &running.last_words {
             loss = loss.with_detail(format!("The server's last word was {code}."));
         }
         self.loss = Some(Box::new(loss));
-        if matches!(self.block, Block::Server(_)) {
+        if may_commit {
+            self.block = Block::None;
+            self.note_write(attached.bound.hospital);
+        } else if matches!(self.block, Block::Server(_)) {
             self.block.lose();
         }
         self.ledger.rollback();
