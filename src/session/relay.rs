@@ -332,13 +332,6 @@ impl Session {
                     }
                     Ok(()) => {}
                 }
-                if running.copy_left == 0
-                    && running.is_copy_ended
-                    && server.pipeline().is_copy_executed()
-                {
-                    // The client's Sync goes out behind the answer to this, which would wait for it.
-                    server.send_bytes(&[frontend::tag::FLUSH, 0, 0, 0, 4]);
-                }
                 continue;
             }
             if running.is_copy_refused {
@@ -367,6 +360,10 @@ impl Session {
                     match running.watch.take().map(|mut watch| watch.on_done()) {
                         Some(Err(refusal)) => copy::refuse(server, running, refusal),
                         _ => server.send_bytes(&input[..header.total]),
+                    }
+                    if server.pipeline().is_copy_executed() {
+                        // The client's Sync goes out behind the answer, which would wait for it.
+                        server.send_bytes(&[frontend::tag::FLUSH, 0, 0, 0, 4]);
                     }
                     self.input.advance(header.total);
                     running.is_copy_ended = true;
