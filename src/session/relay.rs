@@ -362,13 +362,6 @@ impl Session {
                     }
                     Ok(()) => {}
                 }
-                if running.copy_left == 0
-                    && running.is_copy_ended
-                    && server.pipeline().is_copy_executed()
-                {
-                    // The client's Sync goes out behind the answer to this, which would wait for it.
-                    server.send_bytes(&[frontend::tag::FLUSH, 0, 0, 0, 4]);
-                }
                 continue;
             }
             if running.is_copy_refused {
@@ -399,7 +392,7 @@ impl Session {
                         _ => server.send_bytes(&input[..header.total]),
                     }
                     if server.pipeline().is_copy_executed() {
-                        // As above: the client's Sync waits for the answer to this.
+                        // The client's Sync goes out behind the answer, which would wait for it.
                         server.send_bytes(&[frontend::tag::FLUSH, 0, 0, 0, 4]);
                     }
                     self.input.advance(header.total);

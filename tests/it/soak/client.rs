@@ -339,13 +339,15 @@ impl Client {
                 (Ok(()), Ok(answer)) => answer,
                 _ => return Err(format!("the connection ended in {sql} of a failed transaction")),
             };
-            // It may be cancelled, or be told first that the server is gone.
-            if answer.code().is_empty() {
+            // It may be cancelled, or be told first that the server is gone. A COMMIT whose outcome
+            // is not known has ended the block all the same.
+            if answer.code().is_empty() || answer.status() == b'I' {
                 break;
             }
         }
         self.status = answer.status();
-        if !answer.has_tag("ROLLBACK") || self.status != b'I' {
+        let is_ended = answer.has_tag("ROLLBACK") || answer.code() == "08007";
+        if !is_ended || self.status != b'I' {
             let told = answer.told(&[]);
             return Err(format!("{sql} of a failed transaction: {told:?}"));
         }
