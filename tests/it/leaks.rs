@@ -566,6 +566,11 @@ impl Pair {
             if !self.startup.is_empty() && (sql.contains("RESET") || sql.contains("DEF")) {
                 continue;
             }
+            // Under guard no portal with a name changes the session.
+            let is_query = sql.starts_with("SELECT") || sql.starts_with("SHOW");
+            if is_strict && !portal.is_empty() && !is_query {
+                continue;
+            }
             // Under guard names must not change amid a batch.
             let names = ["search_path", "ROLE", "AUTHORIZATION", "ALL"];
             if is_strict && names.iter().any(|name| sql.contains(name)) {
