@@ -8,6 +8,7 @@ mod cancel;
 mod catalog;
 mod cli_offline;
 mod copy;
+mod deep;
 mod demo;
 mod differential;
 mod disconnects;

@@ -461,10 +461,9 @@ impl Session {
             return Ok(());
         }
         // What begins here may write later, unless it says that it won't.
-        let may_write = |modes: TransactionModes| {
-            modes.read_only != Some(true) || modes.isolation == Some(Isolation::Serializable)
-        };
-        if batch.begins.is_some_and(may_write) {
+        // So may what has yet to come of a batch whose Sync is not there.
+        let is_whole = batch.has_sync || run.is_own_batch || run.is_aside;
+        if batch.begins.is_some_and(may_write) || (!is_whole && self.may_write_later()) {
             run.route = match run.route {
                 Route::One { hospital, shard, .. } => {
                     Route::One { hospital, shard, role: Role::Primary }
@@ -527,9 +526,9 @@ impl Session {
         run.is_opaque |= batch.has_several() && run.effects.iter().any(changes_literals);
         batch.closed = closed;
         // Pieces of a long batch are followed throughout: their replies come later.
-        let is_whole = batch.has_sync || self.ends_with_flush(batch);
+        let has_answers = batch.has_sync || self.ends_with_flush(batch);
         let is_first = self.attached.as_ref().is_none_or(|attached| attached.effects.is_empty());
-        if is_whole && is_first {
+        if has_answers && is_first {
             run.drop_idle_effects();
         }
         Ok(())
@@ -537,6 +536,15 @@ impl Session {
 }
 
 impl Session {
+    /// Whether what the client sends next may write, where no server has been chosen yet.
+    fn may_write_later(&self) -> bool {
+        self.attached.is_none()
+            && match &self.block {
+                Block::Pending(pending) => may_write(pending.modes()),
+                _ => true,
+            }
+    }
+
     /// The batch's only Bind, and whether its statement may be parsed anew behind the client's back
     /// if DDL has changed what it answers. On a connection of its own a client would get an error
     /// for what it prepared before that, and not for what it prepares now.
@@ -612,6 +620,11 @@ fn changes_literals(effect: &Confirmed) -> bool {
         Confirmed::ResetAll => true,
         _ => false,
     }
+}
+
+/// Whether what is in a block that was begun so may write.
+fn may_write(modes: TransactionModes) -> bool {
+    modes.read_only != Some(true) || modes.isolation == Some(Isolation::Serializable)
 }
 
 /// A name as the client wrote it, for an error about it.

@@ -452,7 +452,8 @@ impl Session {
                 let server = &mut *attached.checkout.server;
                 server.send_bytes(&[tag::FLUSH, 0, 0, 0, 4]);
             }
-            let is_flushed = is_fed || batch.has_sync || self.ends_with_flush(&batch);
+            let has_answers = batch.has_sync || self.ends_with_flush(&batch) || run.is_own_batch;
+            let is_flushed = is_fed || has_answers;
             let until = if is_flushed { Until::Settled } else { Until::Sent };
             let mut running = Running::of_batch(may_rerun, &run);
             let relayed = self.relay(&mut attached, &mut running, until, kept).await?;
@@ -539,8 +540,8 @@ impl Session {
         self.statements.replace(stale, &fresh);
     }
 
-    /// Parse and Describe with no Bind, then Flush: the hospital is not known yet, so that they
-    /// go to any shard as a batch of their own.
+    /// Parse and Describe with no Bind, then Flush or the bound: the hospital is not known yet, so
+    /// that they go to any shard as a batch of their own.
     fn is_preparation(&self, batch: &Batch) -> bool {
         let prepares = |step: &Step| {
             matches!(
@@ -552,7 +553,14 @@ impl Session {
                     | StepKind::Flush
             )
         };
-        self.ends_with_flush(batch) && batch.steps.iter().all(prepares)
+        (self.ends_with_flush(batch) || self.is_cut(batch)) && batch.steps.iter().all(prepares)
+    }
+
+    /// It ends where it does because the bound was reached: more of it comes.
+    fn is_cut(&self, batch: &Batch) -> bool {
+        let has_end = batch.has_sync || self.ends_with_flush(batch);
+        let next = self.input.as_slice().get(batch.end);
+        !has_end && next.is_none_or(|tag| is_member(*tag))
     }
 
     fn ends_with_flush(&self, batch: &Batch) -> bool {
