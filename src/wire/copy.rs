@@ -165,8 +165,10 @@ impl Rows {
             return if is_whole { Ok(()) } else { Err(Fault::Unreadable) };
         }
         let line = &self.line;
-        if line.in_quotes || line.is_escaped {
-            return Err(Fault::Unreadable);
+        // A backslash may be the last byte: it takes nothing's meaning away.
+        if line.in_quotes {
+            // Nobody reads the values of a header.
+            return if self.is_header { Ok(()) } else { Err(Fault::Unreadable) };
         }
         if line.is_after_cr || line.has_bytes {
             return self.end_line(&mut is_wanted);
@@ -497,7 +499,8 @@ mod tests {
             text(TEXT, false, "a\tk\tc\rx\ty\tz\n", "k unreadable"),
             // A backslash takes any meaning away, also that of an end of line.
             text(TEXT, false, "a\\\tb\tk\tc\\\nd\\\\\n", "k ok"),
-            text(TEXT, false, "a\tk\tc\\", "unreadable"),
+            text(TEXT, false, "a\tk\tc\\", "k ok"),
+            text(TEXT, false, "a\tk\\", "unreadable"),
             text(TEXT, false, "a\t\\N\tc\n", "unreadable"),
             text(TEXT, false, "a\tk\\x41\tc\n", "unreadable"),
             text(TEXT, false, "a\tbad\tc\nx\ty\tz\n", "bad unwanted"),
@@ -523,6 +526,7 @@ mod tests {
             text(CSV, false, "a,k,c\n\\.\na,k,c\n", "k unreadable"),
             text(CSV, false, "\\.a,k,c\n", "k ok"),
             text(CSV, true, "\"he\nad\",\na,k,c\n", "k ok"),
+            text(CSV, true, "a,\"b\n", "ok"),
             text(SLASHED, false, "'a\\';';k;'\\\\'\n\\;y;'z\n'\n", "k y ok"),
             text(SLASHED, false, "a;'k\\'';c\n", "unreadable"),
             (Format::Binary, false, whole.clone(), "k  ok"),

@@ -122,3 +122,116 @@ fn rows_of_one_hospital_and_no_others_come_in() {
     raw.send(&query("COPY patients TO STDOUT"));
     assert_eq!(raw.until(b'Z').expect("an answer")[0].sqlstate(), "PW001");
 }
+
+/// A COPY into `notes (a, hospital_id, b)`, its data, and whether pgward may find the data unreadable
+/// where a server does not: a key that no client writes so, or something behind the end of the data.
+fn noisy_copy(dice: &mut Dice, mine: &str, other: &str) -> (String, Vec<u8>, bool) {
+    const CSV: [&str; 8] = [
+        "",
+        "HEADER",
+        "QUOTE ''''",
+        "ESCAPE '\\'",
+        "NULL 'x'",
+        "FORCE_NULL (b)",
+        "HEADER, NULL '\\N'",
+        "FORCE_NOT_NULL (a)",
+    ];
+    const TEXT: [&str; 5] = ["", "NULL 'x'", "HEADER", "NULL ''", "NULL '\\\\N'"];
+    const NOISE: [&str; 24] = [
+        "", "x", "\\N", "\\.", "\\", "\\\\", "\"", "\"\"", "'", "''", "\n", "\r", "\r\n", "\\\n",
+        "\t", ",", "|", "\\x41", "\\101", "\\x", "é", "\\.\n", "\n\\.\n", "\\\r",
+    ];
+    let is_csv = dice.one_in(2);
+    let delimiter = dice.pick(if is_csv { &[",", "|", "\t"] } else { &["\t", ",", "|"] });
+    let option = dice.pick(if is_csv { &CSV[..] } else { &TEXT[..] });
+    let format = if is_csv { "csv" } else { "text" };
+    let comma = if option.is_empty() { "" } else { ", " };
+    let sql = format!(
+        "COPY notes (a, hospital_id, b) FROM STDIN
+         (FORMAT {format}, DELIMITER E'{}'{comma}{option})",
+        delimiter.replace('\t', "\\t")
+    );
+    let end = dice.pick(&["\n", "\n", "\n", "\r\n", "\r"]);
+    let (mut text, mut is_odd) = (String::new(), false);
+    for _ in 0..dice.below(5) + 1 {
+        let field = |dice: &mut Dice| {
+            let mut field: String =
+                (0..dice.below(3)).map(|_| dice.pick(&["a", "b", " "])).collect();
+            if dice.one_in(4) {
+                field += dice.pick(&NOISE);
+            }
+            let quote = if option.contains("QUOTE") { "'" } else { "\"" };
+            if is_csv && dice.one_in(3) { format!("{quote}{field}{quote}") } else { field }
+        };
+        let mut key = if dice.one_in(8) { other } else { mine }.to_owned();
+        let kind = dice.below(16);
+        is_odd |= matches!(kind, 2..=4);
+        match kind {
+            0 => key = format!("{{{key}}}"),
+            1 => key = key.to_uppercase().replace('-', ""),
+            2 if is_csv => key = format!("\"{key}\""),
+            2 => key = key.replacen('f', "\\x66", 1).replacen('0', "\\060", 1),
+            3 => key.insert_str(dice.below(key.len()), dice.pick(&NOISE)),
+            4 => key = field(dice),
+            _ => {}
+        }
+        let (a, b) = (field(dice), field(dice));
+        text += &[&a, delimiter, &key, delimiter, &b].concat();
+        text += if dice.one_in(12) { dice.pick(&NOISE) } else { end };
+    }
+    is_odd |= text.contains("\\.");
+    (sql, text.into_bytes(), is_odd)
+}
+
+#[test]
+fn noisy_rows_are_read_as_the_server_reads_them() {
+    let shards = shards();
+    let psql = |database, sql: &str| shards.primary.psql(database, sql).expect("set up");
+    psql("postgres", "CREATE DATABASE copies OWNER app");
+    psql("copies", "SET ROLE app; CREATE TABLE notes (a text, hospital_id uuid, b text)");
+    let ward = |config: &[(&str, &str)]| {
+        let config = [&[("auth", "auth_type = \"trust\"")], config].concat();
+        let map = Some(one_shard_map(shards.primary.port(), "copies"));
+        Ward::start(shards, &WardOptions { map, config: &config })
+    };
+    // One that looks at the rows, and one that has nothing to guard.
+    let (guarded, open) = (ward(&[]), ward(&[("guard", "mode = \"route\"")]));
+    let (mut raw, mut plain) = (Raw::login(&guarded), Raw::login(&open));
+    let (mine, other) = (hospital_on(1).to_string(), hospital_on(2).to_string());
+    raw.send(&query(&format!("SET pgward.hospital_id = '{mine}'")));
+    raw.until(b'Z').expect("an answer");
+    // How many rows came in, of the hospital and of all; they are gone then.
+    let count = |plain: &mut Raw| {
+        plain.send(&query(&format!(
+            "SELECT count(*) FILTER (WHERE hospital_id = '{mine}'), count(*) FROM notes;
+             TRUNCATE notes"
+        )));
+        let answers = plain.until(b'Z').expect("an answer");
+        let row = String::from_utf8_lossy(&answers[1].body).into_owned();
+        let mut counts = row.split(|c: char| !c.is_ascii_digit()).filter(|word| !word.is_empty());
+        [(); 2].map(|()| counts.next().expect("a count").parse::<u64>().expect("a number"))
+    };
+    let number = |name: &str| std::env::var(name).ok().map(|text| text.parse().expect("a number"));
+    let (seed, rounds) = (number("COPY_SEED").unwrap_or(1), number("COPY_ROUNDS").unwrap_or(200));
+    let (mut taken, mut foreign) = (0, 0);
+    for round in seed..seed + rounds {
+        let mut dice = Dice::new(round);
+        let (sql, data, is_odd) = noisy_copy(&mut dice, &mine, &other);
+        let tell = || format!("round {round}: {sql}: {:?}", String::from_utf8_lossy(&data));
+        let want = copy_in(&mut plain, &sql, &data, 1 << 20);
+        let [of_mine, all] = count(&mut plain);
+        let got = copy_in(&mut raw, &sql, &data, dice.below(40) + 1);
+        let [kept, kept_of_all] = count(&mut plain);
+        assert_eq!(kept, kept_of_all, "a foreign row came in, {}", tell());
+        if !want.starts_with("COPY") || (is_odd && !got.starts_with("COPY")) {
+            assert_eq!(got.len(), 5, "{want} became {got}, {}", tell());
+        } else if of_mine == all {
+            assert_eq!((&got, kept), (&want, all), "{}", tell());
+            taken += 1;
+        } else {
+            assert_eq!(got, "PW003", "{}", tell());
+            foreign += 1;
+        }
+    }
+    assert!(taken * 5 > rounds && foreign * 20 > rounds, "{taken} taken, {foreign} foreign");
+}
