@@ -158,7 +158,7 @@ pub(crate) struct Attached {
     pin_change: pins::Change,
     /// The COPY that is under way between two relays.
     copying: Option<relay::Copying>,
-    /// A batch failed in this block: what its portals' names stand for is not known.
+    /// A batch failed in this block: what names stand for that are not among `portals` is not known.
     has_doubtful_portals: bool,
     /// Portals of this transaction.
     portals: Vec<batch::Portal>,

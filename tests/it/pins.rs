@@ -422,6 +422,23 @@ fn a_portal_of_a_failed_batch_is_gone() {
     ask([bind("q", "s3"), run("q"), bind("", "s3"), sync()].concat());
     ask(query("ROLLBACK TO s"));
     assert_eq!(code(&ask([run(""), sync()].concat())), "34000");
+    // One from before the savepoint goes on, and so does one that was bound since.
+    let rows = "SELECT generate_series(1, 9)";
+    ask(query("ROLLBACK TO s"));
+    ask(query("RELEASE s"));
+    ask([parse("rows", rows), bind("old", "rows"), sync()].concat());
+    ask(query("SAVEPOINT s"));
+    ask([bind("q", "s3"), run("q"), sync()].concat());
+    ask(query("ROLLBACK TO s"));
+    let some = |portal: &str| message(b'E', &[portal.as_bytes(), b"\0\0\0\0\x02"]);
+    for portal in ["old", "new", "old", "new"] {
+        let again = if portal == "new" { bind("new", "rows") } else { vec![] };
+        let known = [message(b'C', &[b"Pnew\0"]), again].concat();
+        let answer = ask([&known[..], &some(portal), &sync()].concat());
+        assert_eq!(answer.iter().filter(|m| m.tag == b'D').count(), 2, "{portal}: {answer:?}");
+        let answer = ask([some(portal), sync()].concat());
+        assert_eq!(answer.iter().filter(|m| m.tag == b'D').count(), 2, "{portal}: {answer:?}");
+    }
     ask(query("ROLLBACK"));
     let mut next = Raw::login(&ward);
     next.send(&query(&format!(

@@ -290,10 +290,10 @@ impl Session {
             }
             return Err(refusals::no_portal(&name_of(name)).into());
         };
-        if attached.has_doubtful_portals && !self.is_unguarded() {
-            return Err(refusals::no_portal(&name_of(name)).into());
-        }
         let Some(portal) = attached.portals.iter().find(|portal| *portal.name == *name) else {
+            if attached.has_doubtful_portals && !self.is_unguarded() {
+                return Err(refusals::no_portal(&name_of(name)).into());
+            }
             return Ok(None);
         };
         let kept = self.facts(batch, &portal.statement)?;
@@ -490,7 +490,7 @@ impl Session {
                     bound.retain(|portal| *portal.name != *bind.portal);
                     closed.retain(|name| **name != *bind.portal);
                     let (name, statement) = (bind.portal.into(), statement.clone());
-                    bound.push(Portal { name, statement, effect });
+                    bound.push(Portal { name, statement, effect, is_settled: false });
                 }
                 StepKind::Own(_) => run.on_unknown(),
                 StepKind::Portal(Message::Close) => {

@@ -84,6 +84,8 @@ pub(super) struct Portal {
     statement: Arc<Statement>,
     /// What its Execute does to the session, with the values of its Bind.
     effect: Confirmed,
+    /// The server has said that the whole batch of its Bind went well.
+    is_settled: bool,
 }
 
 impl Portal {
@@ -479,6 +481,9 @@ impl Session {
                 let may_run = |portal: &Portal| portal.effect != Confirmed::Nothing;
                 attached.checkout.server.is_opaque |=
                     !run.effects.is_empty() || attached.portals.iter().any(may_run);
+                attached.portals.retain(|portal| portal.is_settled);
+            } else if running.ready.is_some() {
+                attached.portals.iter_mut().for_each(|portal| portal.is_settled = true);
             }
             match relayed {
                 Relayed::Rerun | Relayed::Done => {
