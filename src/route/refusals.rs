@@ -494,6 +494,16 @@ pub fn server_lost_in_transaction(shard: ShardId) -> Refusal {
     .with_hint("Roll back and run the transaction again.")
 }
 
+/// ROLLBACK TO in a transaction whose server was lost.
+pub fn lost_savepoint() -> Refusal {
+    Refusal::error(
+        sqlstate::SERIALIZATION_FAILURE,
+        "the savepoint was lost with the server of the transaction",
+    )
+    .with_detail("Nothing of the transaction is stored.")
+    .with_hint("Roll back and run the transaction again.")
+}
+
 /// The server was lost while it answered a read outside a transaction.
 pub fn server_lost_reading(shard: ShardId) -> Refusal {
     Refusal::error(

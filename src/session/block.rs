@@ -5,7 +5,7 @@
 //! out with the first statement that needs a server. A refusal in between fails the block here, as
 //! Postgres would. Once a server holds the block, its own status rules. Pure.
 
-use crate::route;
+use crate::route::{self, refusals};
 use crate::sql::{Isolation, Transaction, TransactionModes};
 use crate::wire::TxnStatus;
 use crate::wire::backend::ErrorReply;
@@ -233,7 +233,8 @@ impl Block {
     fn rollback_to(&mut self, name: &str) -> Answer {
         let pending = match self {
             Self::Pending(pending) | Self::Failed(Some(pending)) => pending,
-            Self::Failed(None) => return Answer::Refused(is_failed()),
+            // The savepoint went with the server: only the whole transaction can be run again.
+            Self::Failed(None) => return Answer::Refused(refusals::lost_savepoint()),
             _ => return Answer::Refused(needs_block("ROLLBACK TO SAVEPOINT")),
         };
         match pending.savepoints.iter().rposition(|(n, _)| n == name) {
@@ -365,10 +366,8 @@ mod tests {
         let mut block = begin();
         block.on_control(&Transaction::Savepoint("a".into()), "SAVEPOINT a");
         block.lose();
-        assert!(matches!(
-            block.on_control(&Transaction::RollbackTo("a".into()), ""),
-            Answer::Refused(_)
-        ));
+        let back = block.on_control(&Transaction::RollbackTo("a".into()), "");
+        assert!(matches!(back, Answer::Refused(r) if r.sqlstate == "40001"));
         let rollback = Transaction::Rollback { chain: false };
         assert_eq!(block.on_control(&rollback, ""), Answer::Tag("ROLLBACK"));
     }
@@ -381,10 +380,8 @@ mod tests {
         let release = Transaction::Release("a".into());
         assert_eq!(block.on_control(&release, "RELEASE a"), Answer::Tag("RELEASE"));
         assert_eq!(queue(&block), ["BEGIN", "SAVEPOINT a", "SET LOCAL x = 1", "RELEASE a"]);
-        assert!(matches!(
-            block.on_control(&Transaction::RollbackTo("a".into()), ""),
-            Answer::Refused(_)
-        ));
+        let back = block.on_control(&Transaction::RollbackTo("a".into()), "");
+        assert!(matches!(back, Answer::Refused(r) if r.sqlstate == "3B001"));
     }
 
     #[test]

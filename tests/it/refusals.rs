@@ -273,6 +273,7 @@ fn every_refusal_has_its_words() {
             "the server was lost in a transaction before COMMIT",
             server_lost_in_transaction(shard),
         ),
+        ("lost_savepoint", "ROLLBACK TO in a transaction whose server was lost", lost_savepoint()),
         (
             "server_lost_reading",
             "the server was lost while it answered a read outside a transaction",
