@@ -14,8 +14,8 @@ use crate::config::PoolMode;
 use crate::route::{Role, Route, refusals};
 use crate::server::{Expect, Message, Reply, ServerConn};
 use crate::shard_map::ShardId;
-use crate::wire::backend;
-use crate::wire::{TxnStatus, frontend};
+use crate::wire::backend::{self, ErrorReply};
+use crate::wire::{TxnStatus, frontend, sqlstate};
 
 /// Time for a client to take its last word.
 pub(super) const REFUSAL_TIMEOUT: Duration = Duration::from_secs(1);
@@ -416,8 +416,10 @@ impl Session {
             self.renew_names();
         }
         if running.has_failed {
-            // The rest of a long batch: its Sync is still to come.
             self.take_back_unconfirmed(&mut attached);
+        }
+        if running.has_told {
+            // The rest of a long batch: its Sync is still to come.
             self.is_skipping = attached.checkout.server.pipeline().is_unsynced();
         }
         if news.is_ok() && !attached.checkout.server.is_broken() {
@@ -443,7 +445,8 @@ impl Session {
         if let Some(code) = &running.last_words {
             loss = loss.with_detail(format!("The server's last word was {code}."));
         }
-        self.loss = Some(Box::new(loss));
+        // One error is all that a request gets: a batch that failed has not taken effect.
+        self.loss = (!self.is_skipping).then(|| Box::new(loss));
         if may_commit {
             self.block = Block::None;
             self.note_write(attached.bound.hospital);
@@ -453,6 +456,14 @@ impl Session {
         self.ledger.rollback();
         self.renew_names();
         Ok(())
+    }
+
+    /// What the request at hand is told of a server that died before it came. A rollback needs no
+    /// word of the loss of what it rolls back; where that may be stored, it does.
+    pub(super) fn take_loss(&mut self, is_rollback: bool) -> Option<ErrorReply> {
+        let is_moot =
+            |loss: &ErrorReply| is_rollback && loss.sqlstate == sqlstate::SERIALIZATION_FAILURE;
+        self.loss.take().map(|loss| *loss).filter(|loss| !is_moot(loss))
     }
 }
 

@@ -163,7 +163,7 @@ impl Batch {
         self.steps.iter().filter(is_statement).count() > 2
     }
 
-    /// It rolls a block back: it needs no word of the loss of what it rolls back.
+    /// It rolls a block back.
     pub(super) fn is_rollback(&self) -> bool {
         self.steps.iter().any(|step| match &step.kind {
             StepKind::Control(_, _, kept) => kept.analysis.statements.iter().any(|statement| {
@@ -246,7 +246,6 @@ impl Session {
             return self.skip(limit).await;
         }
         let Some(end) = self.batch_end(limit)? else { return Ok(false) };
-        let loss = self.loss.take();
         let before = self.ledger_before.take();
         let (mut batch, mut looked) = self.look_to(end, before.clone());
         if let Err(Trouble::Unknown(_)) = &looked
@@ -256,10 +255,8 @@ impl Session {
             self.take_back_settings(&mut batch);
             (batch, looked) = self.look_to(end, before.clone());
         }
-        if let Some(loss) = loss
-            && !(looked.is_ok() && batch.is_rollback())
-        {
-            self.refuse_batch(batch, *loss).await?;
+        if let Some(loss) = self.take_loss(looked.is_ok() && batch.is_rollback()) {
+            self.refuse_batch(batch, loss).await?;
             return Ok(true);
         }
         let mut run = Run::new(Route::Any { role: Role::Replica });
