@@ -200,10 +200,10 @@ impl Session {
             let farewell = self.stream.drain(&mut self.output);
             drop(tokio::time::timeout(std::time::Duration::from_secs(1), farewell).await);
         }
-        if let Some(attached) = self.attached.take() {
+        if let Some(mut attached) = self.attached.take() {
             let timeout = self.services.config.load().pool.cancel_wait_timeout;
             let timeout = std::time::Duration::from_secs_f64(timeout);
-            Box::pin(attach::abandon(&attached, &self.client, timeout)).await;
+            Box::pin(attach::abandon(&mut attached, &self.client, timeout)).await;
         }
         if let Some(pinned) = self.pinned.take() {
             self.unpin(pinned);

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::attach::server_role;
 use super::block::Block;
+use super::directory::Cancels;
 use super::pins::{self, Pin, Pins};
 use super::relay::{Relayed, Running, Until};
 use super::run::{Change, Confirmed, Run};
@@ -316,11 +317,17 @@ impl Session {
             metrics.on_discard();
             return;
         }
+        let (services, shard) = (self.services.clone(), attached.checkout.shard);
         tokio::spawn(async move {
-            if let Some(hold) = hold {
-                hold.cancels_done().await;
-            }
             let server = &mut *attached.checkout.server;
+            if let Some(hold) = hold
+                && hold.cancels_done().await == Cancels::InDoubt
+            {
+                // It would hit the next client's query, or pgward's own.
+                server.is_opaque = true;
+                services.metrics.of(shard.0, role).on_discard();
+                return;
+            }
             if is_open {
                 drop(tokio::time::timeout(CANCEL_TIMEOUT, server.run("ROLLBACK")).await);
             }
