@@ -513,18 +513,14 @@ impl Session {
     fn heal(
         &mut self,
         batch: &mut Batch,
-        mut attached: Box<Attached>,
+        attached: Box<Attached>,
         statement: Option<Arc<Statement>>,
     ) {
         self.take_back_names(std::mem::take(&mut batch.named), 0);
-        let Some(statement) = statement else { return self.release(attached) };
-        if !statement.is_stale() {
-            attached.checkout.server.prepared.remove(statement.id);
-        }
         self.release(attached);
-        // Else the server keeps it under its name, until it is the longest unused.
-        if statement.is_stale() {
-            self.renew(&statement);
+        // The server keeps it under its name, until it is the longest unused.
+        if let Some(stale) = statement.filter(|statement| statement.is_stale()) {
+            self.renew(&stale);
         }
     }
 
