@@ -41,6 +41,7 @@ use crate::metrics::Metrics;
 use crate::net::{Buffer, Stream};
 use crate::pool::{Checkout, Pools, UserPools};
 use crate::route::{Bound, SessionView, refusals};
+use crate::server::Copy;
 use crate::shard_map::ShardMap;
 use crate::shard_map::source::MapStore;
 use crate::sql::{Analyzer, Isolation, TransactionModes};
@@ -301,6 +302,10 @@ impl Session {
                 self.input.advance(n);
                 self.skip_bytes -= n;
             }
+            if self.is_amid_copy() {
+                self.settle_batch(0).await?;
+                continue;
+            }
             let Some((tag, total)) = whole_frame(self.input.as_slice(), limit)? else { break };
             match tag {
                 frontend::tag::QUERY => self.on_query(total).await?,
@@ -319,6 +324,17 @@ impl Session {
             }
         }
         self.flush().await
+    }
+
+    /// The client sends, or is about to, data for a COPY that an earlier piece of the batch began, or
+    /// may have begun: its server has yet to say.
+    fn is_amid_copy(&self) -> bool {
+        let (Some(attached), Some(tag)) = (&self.attached, self.input.as_slice().first()) else {
+            return false;
+        };
+        let pipeline = attached.checkout.server.pipeline();
+        let is_asked = batch::is_copy(tag) && !self.is_skipping && !pipeline.is_empty();
+        pipeline.copy() == Copy::In || is_asked
     }
 
     async fn flush(&mut self) -> Result<(), End> {

@@ -110,8 +110,9 @@ impl Session {
     }
 
     /// Takes in the replies of a batch without a Sync: what follows it may be answered here, and must
-    /// not come ahead of them. `kept` bytes of the input are of what follows.
-    async fn settle_batch(&mut self, kept: usize) -> Result<(), End> {
+    /// not come ahead of them. `kept` bytes of the input are of what follows. A COPY among them is
+    /// fed from the input.
+    pub(super) async fn settle_batch(&mut self, kept: usize) -> Result<(), End> {
         let Some(mut attached) = self.attached.take() else { return Ok(()) };
         let server = &mut *attached.checkout.server;
         if !server.pipeline().is_empty() {

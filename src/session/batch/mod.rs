@@ -612,6 +612,7 @@ impl Session {
     }
 }
 
-fn is_copy(tag: &u8) -> bool {
+/// CopyData, or the end of it.
+pub(super) fn is_copy(tag: &u8) -> bool {
     matches!(*tag, tag::COPY_DATA | tag::COPY_DONE | tag::COPY_FAIL)
 }
