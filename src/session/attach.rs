@@ -89,6 +89,7 @@ impl Session {
             let metrics = self.services.metrics.of(checkout.shard.0, ServerRole::Replica);
             metrics.on_fallback(Fallback::Stale);
         }
+        self.was_unguarded = self.is_unguarded();
         let bound = Bound { hospital, shard: checkout.shard, role: checkout.role };
         let mut attached = Box::new(Attached {
             checkout,

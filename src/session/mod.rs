@@ -124,7 +124,7 @@ pub struct Session {
     mode: PoolMode,
     /// See [`Self::has_own_server`].
     is_own: bool,
-    /// Nothing was guarded when it got that server.
+    /// Nothing was guarded when it got the server that it holds.
     was_unguarded: bool,
     /// Its login has been answered: before that drivers take no notices.
     is_greeted: bool,
@@ -283,8 +283,7 @@ impl Session {
 
     /// Handles every whole request in the input.
     async fn work(&mut self) -> Result<(), End> {
-        if self.is_own && self.was_unguarded != self.is_unguarded() {
-            // Its server may have under a name what pgward has not read, and what is guarded now.
+        if self.is_from_before_guard() {
             return Err(End::Fatal(refusals::drained()));
         }
         if self.attached.is_some() {
@@ -335,6 +334,16 @@ impl Session {
         let pipeline = attached.checkout.server.pipeline();
         let is_asked = batch::is_copy(tag) && !self.is_skipping && !pipeline.is_empty();
         pipeline.copy() == Copy::In || is_asked
+    }
+
+    /// Its server may have under a name, or as a setting, what pgward has not read, and what is
+    /// guarded now. Where the server knows all names of the client's, the other way round is as bad.
+    fn is_from_before_guard(&self) -> bool {
+        let holds = self.attached.is_some() || self.pinned.is_some();
+        match self.is_own {
+            true => self.was_unguarded != self.is_unguarded(),
+            false => holds && self.was_unguarded && !self.is_unguarded(),
+        }
     }
 
     async fn flush(&mut self) -> Result<(), End> {
