@@ -423,11 +423,20 @@ fn a_portal_of_a_failed_batch_is_gone() {
     ask(query("ROLLBACK TO s"));
     assert_eq!(code(&ask([run(""), sync()].concat())), "34000");
     ask(query("ROLLBACK"));
-    let mut next = Raw::login(&ward);
-    next.send(&query(&format!(
-        "SELECT current_setting('statement_timeout') FROM patients WHERE hospital_id = '{mine}' LIMIT 1"
-    )));
-    assert_eq!(row(&next.until(b'Z').expect("an answer")), "0");
+    assert_eq!(on_primary(&ward, &mine, "statement_timeout"), "0");
+}
+
+/// A setting as the next client finds it on the one server of the primary.
+fn on_primary(ward: &Ward, hospital: &str, setting: &str) -> String {
+    let mut raw = Raw::login(ward);
+    // What may write goes there.
+    raw.send(&query("BEGIN"));
+    raw.until(b'Z').expect("begun");
+    let sql = format!(
+        "SELECT current_setting('{setting}') FROM patients WHERE hospital_id = '{hospital}' LIMIT 1"
+    );
+    raw.send(&query(&sql));
+    row(&raw.until(b'Z').expect("an answer"))
 }
 
 #[test]
@@ -481,9 +490,7 @@ fn a_cursor_over_a_setting_sets_nothing_for_others() {
             raw.until(b'Z').expect(name);
         }
         drop(raw);
-        let mut next = Raw::login(&ward);
-        next.send(&query(&keyed.replace("name", "current_setting('work_mem')")));
-        assert_eq!(row(&next.until(b'Z').expect("an answer")), "4MB", "{name}");
+        assert_eq!(on_primary(&ward, &mine, "work_mem"), "4MB", "{name}");
     }
 }
 

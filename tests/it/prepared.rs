@@ -225,9 +225,10 @@ fn a_statement_that_ddl_made_stale_is_healed_where_nobody_can_tell() {
     // The same error about something else, while it is planned: the statement is still there.
     alter(
         "CREATE FUNCTION missing(int) RETURNS int IMMUTABLE LANGUAGE plpgsql AS
-         $$ BEGIN RAISE SQLSTATE '26000'; END $$",
+         $$ BEGIN RAISE SQLSTATE '26000'; END $$;
+         CREATE VIEW broken AS SELECT missing(1) AS x; GRANT SELECT ON broken TO app",
     );
-    assert_eq!(ask(&mut three, &[named("m", "SELECT missing(1)"), sync()].concat()), "1Z");
+    assert_eq!(ask(&mut three, &[named("m", "SELECT x FROM broken"), sync()].concat()), "1Z");
     let planned = [bound("m"), describe, execute(), sync()].concat();
     for _ in 0..3 {
         assert_eq!(ask(&mut three, &planned), "EZ26000");
