@@ -7,7 +7,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 use super::block::{Block, Pending};
-use super::directory::{CancelTarget, Client};
+use super::directory::{CancelTarget, Cancels, Client};
 use super::pins::{self, Pin, Pins};
 use super::run::Run;
 use super::{Attached, End, READ_AHEAD_BYTES, Session, params};
@@ -89,6 +89,7 @@ impl Session {
             let metrics = self.services.metrics.of(checkout.shard.0, ServerRole::Replica);
             metrics.on_fallback(Fallback::Stale);
         }
+        self.was_unguarded = self.is_unguarded();
         let bound = Bound { hospital, shard: checkout.shard, role: checkout.role };
         let mut attached = Box::new(Attached {
             checkout,
@@ -357,10 +358,11 @@ pub(super) fn make_real(attached: &mut Attached, refusal: ErrorReply) {
 
 /// Gives back a server on which nothing ran for the client, but not before the cancels on their way
 /// to it have come: they would hit the next client's query.
-fn give_back(checkout: pool::Checkout, client: &Client) {
+fn give_back(mut checkout: pool::Checkout, client: &Client) {
     if let Some(hold) = client.on_detach() {
         tokio::spawn(async move {
-            hold.cancels_done().await;
+            // Unclean, it is closed.
+            checkout.server.is_opaque |= hold.cancels_done().await == Cancels::InDoubt;
             drop(checkout);
         });
     }
@@ -368,15 +370,15 @@ fn give_back(checkout: pool::Checkout, client: &Client) {
 
 /// The client has gone: what runs for it is cancelled. Its server may be dropped then, which closes
 /// it unless it is clean.
-pub(super) async fn abandon(attached: &Attached, client: &Arc<Client>, timeout: Duration) {
-    let server = &attached.checkout.server;
+pub(super) async fn abandon(attached: &mut Attached, client: &Arc<Client>, timeout: Duration) {
+    let server = &mut attached.checkout.server;
     if !server.pipeline().is_empty()
         && let Some(way) = &server.way
     {
         drop(server::login::send_cancel(way, server.pid, &server.key, timeout).await);
     }
     if let Some(hold) = client.on_detach() {
-        hold.cancels_done().await;
+        server.is_opaque |= hold.cancels_done().await == Cancels::InDoubt;
     }
 }
 

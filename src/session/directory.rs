@@ -1,7 +1,8 @@
 //! Who is connected: SHOW CLIENTS, cancel keys, and the way to stop a session.
 //!
 //! A cancel may hit only what runs for its client now: the entry knows the server that the client
-//! holds, and a server is not handed on while a cancel is on its way to it.
+//! holds, and a server is not handed on while a cancel is on its way to it, nor once one was given up
+//! on: that one may come yet.
 //!
 //! A client is told a process id of pgward's own, or that of its server where it keeps one for
 //! good. Servers of different hosts may have the same, so an id alone names nobody: its key does.
@@ -120,19 +121,38 @@ enum Running {
 pub struct Hold {
     target: CancelTarget,
     cancels: AtomicUsize,
+    /// A cancel was sent, or begun, and nobody knows when or whether it comes.
+    is_in_doubt: AtomicBool,
     done: Notify,
 }
 
+/// What the cancels of a hold mean for the server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cancels {
+    /// All have come: it may be handed on.
+    Done,
+    /// One may hit what runs there next: it must be closed.
+    InDoubt,
+}
+
 impl Hold {
-    /// Returns when no cancel is on its way any more; after [`Client::on_detach`] no new one begins.
-    pub async fn cancels_done(&self) {
+    /// Returns when no cancel is on its way any more, or was given up on; after
+    /// [`Client::on_detach`] no new one begins.
+    pub async fn cancels_done(&self) -> Cancels {
         loop {
             let done = self.done.notified();
             if self.cancels.load(Ordering::Acquire) == 0 {
-                return;
+                return match self.is_in_doubt.load(Ordering::Acquire) {
+                    true => Cancels::InDoubt,
+                    false => Cancels::Done,
+                };
             }
             done.await;
         }
+    }
+
+    fn has_cancels(&self) -> bool {
+        self.cancels.load(Ordering::Acquire) > 0 || self.is_in_doubt.load(Ordering::Acquire)
     }
 }
 
@@ -275,16 +295,21 @@ impl Client {
     pub fn on_attach(&self, target: CancelTarget) -> bool {
         let mut running = lock(&self.running);
         let is_cancelled = matches!(*running, Running::Waiting(true));
-        let hold = Hold { target, cancels: AtomicUsize::new(0), done: Notify::new() };
+        let hold = Hold {
+            target,
+            cancels: AtomicUsize::new(0),
+            is_in_doubt: AtomicBool::new(false),
+            done: Notify::new(),
+        };
         *running = Running::On(Arc::new(hold));
         !is_cancelled
     }
 
-    /// It gives its server back. `Some`: a cancel is on its way to that server, which must not be
-    /// handed on before [`Hold::cancels_done`].
+    /// It gives its server back. `Some`: a cancel is on its way to that server, or was, and it must
+    /// not be handed on before [`Hold::cancels_done`], nor unless they are.
     pub fn on_detach(&self) -> Option<Arc<Hold>> {
         match std::mem::take(&mut *lock(&self.running)) {
-            Running::On(hold) if hold.cancels.load(Ordering::Acquire) > 0 => Some(hold),
+            Running::On(hold) if hold.has_cancels() => Some(hold),
             _ => None,
         }
     }
@@ -324,13 +349,14 @@ impl Client {
         }
     }
 
-    /// Returns when no cancel is on its way to the server that it holds.
+    /// Returns when no cancel is on its way to the server that it holds. One that was given up on
+    /// can hit only the client's own then, until it detaches.
     pub async fn cancels_done(&self) {
         let hold = match &*lock(&self.running) {
             Running::On(hold) => hold.clone(),
             _ => return,
         };
-        hold.cancels_done().await;
+        let _: Cancels = hold.cancels_done().await;
     }
 
     /// Cancels what runs now for a reason of pgward's own, without waiting for it.
@@ -358,29 +384,39 @@ impl Client {
             // Under the lock: whoever detaches after this sees the cancel.
             Running::On(hold) => {
                 hold.cancels.fetch_add(1, Ordering::AcqRel);
-                Some(OnItsWay(hold.clone()))
+                Some(OnItsWay { hold: hold.clone(), has_come: false })
             }
         }
     }
 }
 
 /// Ends with its future too: a cancel that dies must not hold the server for ever.
-struct OnItsWay(Arc<Hold>);
+struct OnItsWay {
+    hold: Arc<Hold>,
+    /// The server has seen it, or nothing was sent.
+    has_come: bool,
+}
 
 impl OnItsWay {
-    async fn deliver(self, timeout: Duration) {
-        let target = &self.0.target;
-        let Some(way) = &target.way else { return };
-        if login::send_cancel(way, target.pid, &target.key, timeout).await.is_err() {
-            tracing::debug!(pid = target.pid, "cancel request did not reach the server");
+    async fn deliver(mut self, timeout: Duration) {
+        let target = &self.hold.target;
+        self.has_come = match &target.way {
+            None => true,
+            Some(way) => login::send_cancel(way, target.pid, &target.key, timeout).await.is_ok(),
+        };
+        if !self.has_come {
+            tracing::debug!(pid = target.pid, "a cancel request may not have reached the server");
         }
     }
 }
 
 impl Drop for OnItsWay {
     fn drop(&mut self) {
-        self.0.cancels.fetch_sub(1, Ordering::AcqRel);
-        self.0.done.notify_waiters();
+        if !self.has_come {
+            self.hold.is_in_doubt.store(true, Ordering::Release);
+        }
+        self.hold.cancels.fetch_sub(1, Ordering::AcqRel);
+        self.hold.done.notify_waiters();
     }
 }
 
@@ -491,7 +527,33 @@ mod tests {
         assert!(!polled.await, "still on its way");
         drop(socket);
         cancel.await.unwrap();
-        done.await;
+        assert_eq!(done.await, Cancels::Done);
         assert_eq!(client.state(), State::Waiting);
+    }
+
+    #[tokio::test]
+    async fn a_cancel_that_was_given_up_on_leaves_the_server_in_doubt() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let way = Some(Arc::new(Way::plain(listener.local_addr().unwrap())));
+        let directory = Directory::default();
+        let client = directory.enter(Newcomer::default()).unwrap();
+        let key = client.key.clone();
+        for is_ended in [false, true] {
+            client.on_attach(CancelTarget { way: way.clone(), ..target(7) });
+            // Nobody accepts it, which is no proof that nobody will.
+            let limit = Duration::from_millis(20);
+            let cancel =
+                directory.cancel(client.pid, &key, if is_ended { limit * 100 } else { limit });
+            if is_ended {
+                drop(tokio::time::timeout(limit, cancel).await);
+            } else {
+                cancel.await;
+            }
+            let hold = client.on_detach().expect("held back");
+            assert_eq!(hold.cancels_done().await, Cancels::InDoubt);
+        }
+        client.on_attach(target(7));
+        directory.cancel(client.pid, &key, Duration::from_secs(1)).await;
+        assert!(client.on_detach().is_none(), "another server, and nothing was sent to it");
     }
 }

@@ -41,6 +41,7 @@ use crate::metrics::Metrics;
 use crate::net::{Buffer, Stream};
 use crate::pool::{Checkout, Pools, UserPools};
 use crate::route::{Bound, SessionView, refusals};
+use crate::server::Copy;
 use crate::shard_map::ShardMap;
 use crate::shard_map::source::MapStore;
 use crate::sql::{Analyzer, Isolation, TransactionModes};
@@ -123,7 +124,7 @@ pub struct Session {
     mode: PoolMode,
     /// See [`Self::has_own_server`].
     is_own: bool,
-    /// Nothing was guarded when it got that server.
+    /// Nothing was guarded when it got the server that it holds.
     was_unguarded: bool,
     /// Its login has been answered: before that drivers take no notices.
     is_greeted: bool,
@@ -200,10 +201,10 @@ impl Session {
             let farewell = self.stream.drain(&mut self.output);
             drop(tokio::time::timeout(std::time::Duration::from_secs(1), farewell).await);
         }
-        if let Some(attached) = self.attached.take() {
+        if let Some(mut attached) = self.attached.take() {
             let timeout = self.services.config.load().pool.cancel_wait_timeout;
             let timeout = std::time::Duration::from_secs_f64(timeout);
-            Box::pin(attach::abandon(&attached, &self.client, timeout)).await;
+            Box::pin(attach::abandon(&mut attached, &self.client, timeout)).await;
         }
         if let Some(pinned) = self.pinned.take() {
             self.unpin(pinned);
@@ -282,8 +283,7 @@ impl Session {
 
     /// Handles every whole request in the input.
     async fn work(&mut self) -> Result<(), End> {
-        if self.is_own && self.was_unguarded != self.is_unguarded() {
-            // Its server may have under a name what pgward has not read, and what is guarded now.
+        if self.is_from_before_guard() {
             return Err(End::Fatal(refusals::drained()));
         }
         if self.attached.is_some() {
@@ -300,6 +300,10 @@ impl Session {
                 let n = self.skip_bytes.min(self.input.len());
                 self.input.advance(n);
                 self.skip_bytes -= n;
+            }
+            if self.is_amid_copy() {
+                self.settle_batch(0).await?;
+                continue;
             }
             let Some((tag, total)) = whole_frame(self.input.as_slice(), limit)? else { break };
             match tag {
@@ -319,6 +323,27 @@ impl Session {
             }
         }
         self.flush().await
+    }
+
+    /// The client sends, or is about to, data for a COPY that an earlier piece of the batch began, or
+    /// may have begun: its server has yet to say.
+    fn is_amid_copy(&self) -> bool {
+        let (Some(attached), Some(tag)) = (&self.attached, self.input.as_slice().first()) else {
+            return false;
+        };
+        let pipeline = attached.checkout.server.pipeline();
+        let is_asked = batch::is_copy(tag) && !self.is_skipping && !pipeline.is_empty();
+        pipeline.copy() == Copy::In || is_asked
+    }
+
+    /// Its server may have under a name, or as a setting, what pgward has not read, and what is
+    /// guarded now. Where the server knows all names of the client's, the other way round is as bad.
+    fn is_from_before_guard(&self) -> bool {
+        let holds = self.attached.is_some() || self.pinned.is_some();
+        match self.is_own {
+            true => self.was_unguarded != self.is_unguarded(),
+            false => holds && self.was_unguarded && !self.is_unguarded(),
+        }
     }
 
     async fn flush(&mut self) -> Result<(), End> {

@@ -47,11 +47,9 @@ impl Session {
             }
         }
         self.ledger_before = None;
-        if let Some(loss) = self.loss.take()
-            && !self.is_rollback(total)
-        {
+        if let Some(loss) = self.take_loss(self.is_rollback(total)) {
             self.input.advance(total);
-            self.refuse(*loss);
+            self.refuse(loss);
             return self.finish_refusal().await;
         }
         match self.plan_query(total).await {
@@ -85,8 +83,8 @@ impl Session {
             return Ok(());
         }
         self.ledger_before = None;
-        let refusal = match (self.loss.take(), &self.block) {
-            (Some(loss), _) => Some(*loss),
+        let refusal = match (self.take_loss(false), &self.block) {
+            (Some(loss), _) => Some(loss),
             (None, Block::Failed(_)) => Some(refusals::in_failed_transaction()),
             _ if self.is_unguarded() && self.ledger.hospital().is_none() => None,
             _ => Some(refusals::unsupported(
@@ -112,8 +110,9 @@ impl Session {
     }
 
     /// Takes in the replies of a batch without a Sync: what follows it may be answered here, and must
-    /// not come ahead of them. `kept` bytes of the input are of what follows.
-    async fn settle_batch(&mut self, kept: usize) -> Result<(), End> {
+    /// not come ahead of them. `kept` bytes of the input are of what follows. A COPY among them is
+    /// fed from the input.
+    pub(super) async fn settle_batch(&mut self, kept: usize) -> Result<(), End> {
         let Some(mut attached) = self.attached.take() else { return Ok(()) };
         let server = &mut *attached.checkout.server;
         if !server.pipeline().is_empty() {
@@ -139,8 +138,8 @@ impl Session {
         }
     }
 
-    /// Is the simple Query at the front of the input a ROLLBACK? It needs no word of the loss of
-    /// what it rolls back. ROLLBACK TO does: its savepoint is lost too.
+    /// Is the simple Query at the front of the input a ROLLBACK? ROLLBACK TO is none: its savepoint
+    /// is lost with the server.
     fn is_rollback(&self, total: usize) -> bool {
         let text = &self.input.as_slice()[HEADER_BYTES..total];
         let mut words = text.split(|byte| !byte.is_ascii_alphabetic()).filter(|w| !w.is_empty());

@@ -271,9 +271,10 @@ impl Session {
                         let may_heal = matches!(running.sole, Some((_, true)));
                         running.wants_healing =
                             may_heal && is_at_start && error.held_back.is_some();
-                        // DDL changed what a statement answers, or it is gone: the reset forgets
-                        // them all.
-                        server.is_opaque |= !running.wants_healing;
+                        // DDL changed what a statement answers, or statements are gone, or the
+                        // error is about something else and it is still there under its name: the
+                        // reset forgets them all.
+                        server.is_opaque |= !(is_stale && running.wants_healing);
                     }
                     if error.is_fatal {
                         running.last_words = Some(error.code().to_owned());

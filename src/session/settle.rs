@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::attach::server_role;
 use super::block::Block;
+use super::directory::Cancels;
 use super::pins::{self, Pin, Pins};
 use super::relay::{Relayed, Running, Until};
 use super::run::{Change, Confirmed, Run};
@@ -14,8 +15,8 @@ use crate::config::PoolMode;
 use crate::route::{Role, Route, refusals};
 use crate::server::{Expect, Message, Reply, ServerConn};
 use crate::shard_map::ShardId;
-use crate::wire::backend;
-use crate::wire::{TxnStatus, frontend};
+use crate::wire::backend::{self, ErrorReply};
+use crate::wire::{TxnStatus, frontend, sqlstate};
 
 /// Time for a client to take its last word.
 pub(super) const REFUSAL_TIMEOUT: Duration = Duration::from_secs(1);
@@ -316,11 +317,17 @@ impl Session {
             metrics.on_discard();
             return;
         }
+        let (services, shard) = (self.services.clone(), attached.checkout.shard);
         tokio::spawn(async move {
-            if let Some(hold) = hold {
-                hold.cancels_done().await;
-            }
             let server = &mut *attached.checkout.server;
+            if let Some(hold) = hold
+                && hold.cancels_done().await == Cancels::InDoubt
+            {
+                // It would hit the next client's query, or pgward's own.
+                server.is_opaque = true;
+                services.metrics.of(shard.0, role).on_discard();
+                return;
+            }
             if is_open {
                 drop(tokio::time::timeout(CANCEL_TIMEOUT, server.run("ROLLBACK")).await);
             }
@@ -416,8 +423,10 @@ impl Session {
             self.renew_names();
         }
         if running.has_failed {
-            // The rest of a long batch: its Sync is still to come.
             self.take_back_unconfirmed(&mut attached);
+        }
+        if running.has_told {
+            // The rest of a long batch: its Sync is still to come.
             self.is_skipping = attached.checkout.server.pipeline().is_unsynced();
         }
         if news.is_ok() && !attached.checkout.server.is_broken() {
@@ -443,7 +452,8 @@ impl Session {
         if let Some(code) = &running.last_words {
             loss = loss.with_detail(format!("The server's last word was {code}."));
         }
-        self.loss = Some(Box::new(loss));
+        // One error is all that a request gets: a batch that failed has not taken effect.
+        self.loss = (!self.is_skipping).then(|| Box::new(loss));
         if may_commit {
             self.block = Block::None;
             self.note_write(attached.bound.hospital);
@@ -453,6 +463,14 @@ impl Session {
         self.ledger.rollback();
         self.renew_names();
         Ok(())
+    }
+
+    /// What the request at hand is told of a server that died before it came. A rollback needs no
+    /// word of the loss of what it rolls back; where that may be stored, it does.
+    pub(super) fn take_loss(&mut self, is_rollback: bool) -> Option<ErrorReply> {
+        let is_moot =
+            |loss: &ErrorReply| is_rollback && loss.sqlstate == sqlstate::SERIALIZATION_FAILURE;
+        self.loss.take().map(|loss| *loss).filter(|loss| !is_moot(loss))
     }
 }
 

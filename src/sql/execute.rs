@@ -350,10 +350,19 @@ mod tests {
             ("prepare q(int, numeric(10,2)) as SELECT $1;", "(int, numeric(10,2))", "SELECT $1;"),
             ("PREPARE \"as\" (text)/**/AS(SELECT 1)", "(text)", "(SELECT 1)"),
             ("/* a */ PREPARE q -- AS\n AS VALUES (1)", "", "VALUES (1)"),
+            ("PREPARE q(\"a) as\", \"b\"\"(\") AS TABLE t", "(\"a) as\", \"b\"\"(\")", "TABLE t"),
         ] {
             assert_eq!(prepare_parts(text), Some(PrepareParts { types, body }), "{text}");
         }
-        for text in ["PREPARE TRANSACTION 'x'", "PREPARE U&\"q\" AS SELECT 1", "PREPARE q", "x"] {
+        for text in [
+            "PREPARE TRANSACTION 'x'",
+            "PREPARE U&\"q\" AS SELECT 1",
+            "PREPARE q",
+            "x",
+            "PREPARE q(\"a'b\") AS SELECT 1",
+            "PREPARE q(\"a$b\") AS SELECT 1",
+            "PREPARE q(U&\"a\" UESCAPE '!') AS SELECT 1",
+        ] {
             assert_eq!(prepare_parts(text), None, "{text}");
         }
     }

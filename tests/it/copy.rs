@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::io::Write as _;
 
-use crate::support::raw::{message, query};
+use crate::support::raw::{bind, execute, message, parse, query, sync};
 use crate::support::*;
 
 /// Copies `data` in, in pieces of `size`: the command tag, or the SQLSTATE.
@@ -234,4 +234,63 @@ fn noisy_rows_are_read_as_the_server_reads_them() {
         }
     }
     assert!(taken * 5 > rounds && foreign * 20 > rounds, "{taken} taken, {foreign} foreign");
+}
+/// Tags of `messages`, and the SQLSTATE of an error among them.
+fn told(messages: &[Message]) -> String {
+    let tags: String = messages.iter().map(|message| char::from(message.tag)).collect();
+    tags + messages.iter().map(Message::sqlstate).find(|code| !code.is_empty()).unwrap_or("")
+}
+
+#[test]
+fn a_copy_in_the_extended_protocol_ends_and_is_watched() {
+    let shards = shards();
+    let (mine, other) = (shards.hospital(2, 0), shards.hospital(2, 0));
+    let into =
+        format!("/* hospital_id='{mine}' */ COPY patients (hospital_id, id, mrn, name) FROM STDIN");
+    let bin = into.clone() + " BINARY";
+    let long = format!("{into} /* {} */", "long ".repeat(40_000));
+    let row = |of, n: i64| format!("{of}\t{n}\tm\tExtended\n").into_bytes();
+    let data = |bytes: &[u8]| message(b'd', &[bytes]);
+    let begun = |sql: &str| [parse(sql), bind(&[]), execute()].concat();
+    let done = message(b'c', &[]);
+    // The long one goes out when it is whole, with no Sync or Flush behind it.
+    let bound = format!("batch_bytes_max = {}", begun(&long).len());
+    let config = [("auth", "auth_type = \"trust\""), ("routing", bound.as_str())];
+    let ward = Ward::start(shards, &WardOptions { config: &config, ..Default::default() });
+    let mut raw = Raw::login(&ward);
+    // As libpq does it: Sync behind Execute, which the server reads over, and behind CopyDone.
+    for (sql, bytes, want) in [
+        (&into, row(mine, 1), "CZ"),
+        (&into, row(other, 2), "EZPW003"),
+        (&bin, binary(&[(mine, 3), (mine, 4)]), "CZ"),
+        (&bin, binary(&[(mine, 5), (other, 6)]), "EZPW003"),
+        (&long, row(mine, 7), "CZ"),
+        (&long, [row(mine, 8), row(other, 9)].concat(), "EZPW003"),
+    ] {
+        raw.send(&[begun(sql), sync()].concat());
+        assert_eq!(told(&raw.until(b'G').expect("a COPY")), "12G");
+        raw.send(&[data(&bytes), done.clone(), sync()].concat());
+        assert_eq!(told(&raw.until(b'Z').expect("its end")), want, "{}", &sql[..80]);
+    }
+    // No Sync ahead of the data: it comes in pieces, at once or when the server asks for it.
+    for (n, (sql, is_told)) in
+        [(&into, false), (&long, false), (&long, true), (&long, false)].into_iter().enumerate()
+    {
+        for (of, want) in [(mine, "12GCZ"), (other, "12GEZPW003")] {
+            let rest = [data(&row(of, 20 + n as i64)), done.clone(), sync()].concat();
+            let mut heard = Vec::new();
+            if is_told {
+                raw.send(&begun(sql));
+                heard = raw.until(b'G').expect("a COPY");
+                raw.send(&rest);
+            } else {
+                raw.send(&[begun(sql), rest].concat());
+            }
+            heard.extend(raw.until(b'Z').expect("its end"));
+            assert_eq!(told(&heard), want, "case {n}");
+        }
+    }
+    let count =
+        |of| shards.psql(2, &format!("SELECT count(*) FROM patients WHERE hospital_id = '{of}'"));
+    assert_eq!((count(mine), count(other)), ("8".into(), "0".into()));
 }

@@ -3,7 +3,7 @@
 
 use tokio_postgres::Client;
 
-use crate::support::raw::{execute, message, query, sync};
+use crate::support::raw::{bind, execute, message, parse, query, sync};
 use crate::support::*;
 
 const TRUST: (&str, &str) = ("auth", "auth_type = \"trust\"");
@@ -440,9 +440,123 @@ fn a_portal_of_a_failed_batch_is_gone() {
         assert_eq!(answer.iter().filter(|m| m.tag == b'D').count(), 2, "{portal}: {answer:?}");
     }
     ask(query("ROLLBACK"));
-    let mut next = Raw::login(&ward);
-    next.send(&query(&format!(
-        "SELECT current_setting('statement_timeout') FROM patients WHERE hospital_id = '{mine}' LIMIT 1"
-    )));
-    assert_eq!(row(&next.until(b'Z').expect("an answer")), "0");
+    assert_eq!(on_primary(&ward, &mine, "statement_timeout"), "0");
+}
+
+/// A setting as the next client finds it on the one server of the primary.
+fn on_primary(ward: &Ward, hospital: &str, setting: &str) -> String {
+    let mut raw = Raw::login(ward);
+    // What may write goes there.
+    raw.send(&query("BEGIN"));
+    raw.until(b'Z').expect("begun");
+    let sql = format!(
+        "SELECT current_setting('{setting}') FROM patients WHERE hospital_id = '{hospital}' LIMIT 1"
+    );
+    raw.send(&query(&sql));
+    row(&raw.until(b'Z').expect("an answer"))
+}
+
+#[test]
+fn a_cursor_over_a_setting_sets_nothing_for_others() {
+    let (ward, mine, _) = bound_ward(("pool", "pool_mode = \"transaction\""));
+    let set = "SELECT set_config('work_mem', '9MB', false)";
+    let keyed = format!("SELECT name FROM patients WHERE hospital_id = '{mine}'");
+    let named =
+        |name: &str, sql: &str| message(b'P', &[name.as_bytes(), b"\0", sql.as_bytes(), b"\0\0\0"]);
+    let to_portal = |portal: &str, name: &str| {
+        message(b'B', &[portal.as_bytes(), b"\0", name.as_bytes(), b"\0\0\0\0\0\0\0"])
+    };
+    let fetch = "FETCH 1 FROM p";
+    let in_batch = |sql: &str| [parse(sql), bind(&[]), execute()].concat();
+    let both = format!("{set}, (SELECT count(*) FROM patients WHERE hospital_id = '{mine}')");
+    let prepared = query(&format!("PREPARE s AS {set}"));
+    for (name, requests) in [
+        ("a cursor", vec![query(&format!("DECLARE p CURSOR FOR {set}")), query(fetch)]),
+        ("a cursor that stays", vec![query(&format!("DECLARE p CURSOR WITH HOLD FOR {set}"))]),
+        ("a cursor with a key", vec![query(&format!("DECLARE p CURSOR FOR {both}")), query(fetch)]),
+        ("MOVE", vec![query(&format!("DECLARE p CURSOR FOR {set}")), query("MOVE ALL IN p")]),
+        ("a portal", vec![[named("", set), to_portal("p", ""), sync()].concat(), query(fetch)]),
+        (
+            "a portal in its own batch",
+            vec![[named("s", set), to_portal("p", "s"), in_batch(fetch), sync()].concat()],
+        ),
+        (
+            "a portal of an EXECUTE",
+            vec![
+                prepared.clone(),
+                [named("", "EXECUTE s"), to_portal("p", ""), sync()].concat(),
+                query(fetch),
+            ],
+        ),
+        (
+            "a portal of a PREPARE's name",
+            vec![prepared, [to_portal("p", "s"), sync()].concat(), query(fetch)],
+        ),
+        (
+            "a cursor in a batch",
+            vec![
+                [in_batch(&format!("DECLARE p CURSOR FOR {set}")), in_batch(fetch), sync()]
+                    .concat(),
+            ],
+        ),
+    ] {
+        let mut raw = Raw::login(&ward);
+        let begin = [query("BEGIN"), query(&keyed)];
+        for request in begin.into_iter().chain(requests).chain([query("COMMIT")]) {
+            raw.send(&request);
+            raw.until(b'Z').expect(name);
+        }
+        drop(raw);
+        assert_eq!(on_primary(&ward, &mine, "work_mem"), "4MB", "{name}");
+    }
+}
+
+#[tokio::test]
+async fn what_ran_unguarded_is_not_kept_behind_a_guard() {
+    let shards = shards();
+    let one = one_shard_map(shards.primary.port(), "shard0");
+    // Another shard, of no bucket: no hospital moves, and what is read is guarded from now on.
+    let two = one.replace("version = 1", "version = 2")
+        + &format!(
+            "[[shard]]\nid = 1\nregion = \"asia\"\nbuckets = \"\"\n\
+             primary = \"127.0.0.1:{}\"\ndatabase = \"shard1\"\n",
+            shards.primary.port()
+        );
+    let strict = ("guard", "mode = \"strict\"");
+    shards.hospital(0, 2);
+    let read = "SELECT name FROM patients ORDER BY name";
+    for (mode, is_map) in
+        [(SESSION, true), (SESSION, false), (("pool", "pool_mode = \"transaction\""), true)]
+    {
+        let more = ("pool", "default_pool_size = 5");
+        let options = WardOptions { map: Some(one.clone()), config: &[TRUST, ROUTE, mode, more] };
+        let ward = Ward::start(shards, &options);
+        let console = ward.console().await;
+        let begun = [
+            format!("PREPARE p AS {read}"),
+            format!("BEGIN; DECLARE c CURSOR FOR {read}"),
+            format!("DECLARE c CURSOR WITH HOLD FOR {read}"),
+            "BEGIN; DO 'BEGIN SET search_path = pg_temp; END'".to_owned(),
+        ];
+        let goes_on = ["EXECUTE p", "FETCH 1 FROM c", "FETCH 1 FROM c", "SELECT 1"];
+        let mut clients = Vec::new();
+        for sql in &begun {
+            let mut raw = Raw::login(&ward);
+            raw.send(&query(sql));
+            let heard = raw.until(b'Z').expect("an answer");
+            assert!(heard.iter().all(|message| message.tag != b'E'), "{sql}: {heard:?}");
+            clients.push(raw);
+        }
+        match is_map {
+            true => ward.write("shard-map.toml", &two),
+            false => ward.configure(&[TRUST, strict, mode, more]),
+        }
+        simple(&console, "RELOAD").await.unwrap_or_else(|error| panic!("{}", tell(&error)));
+        for (mut raw, sql) in clients.into_iter().zip(goes_on) {
+            raw.send(&query(sql));
+            let heard = raw.message().expect("an answer");
+            let want = if sql == "EXECUTE p" && mode != SESSION { "PW001" } else { "57P01" };
+            assert_eq!(heard.sqlstate(), want, "{sql}, {mode:?}, {is_map}: {heard:?}");
+        }
+    }
 }

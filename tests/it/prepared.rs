@@ -49,9 +49,19 @@ async fn a_prepared_name_follows_its_client_and_its_hospital() {
         ("PREPARE q AS SELECT * FROM pg_stats".into(), "42501"),
         ("SELECT 1; EXECUTE \"Of\"('x', 1)".into(), "0A000"),
         ("PREPARE a AS SELECT 1; PREPARE b AS SELECT 2".into(), "0A000"),
+        // Types are read by their names alone; a string, or what may be one, is none.
+        ("PREPARE t(\"a'b\") AS SELECT $1".into(), "0A000"),
+        ("PREPARE t(\"a$b\") AS SELECT $1".into(), "0A000"),
+        ("PREPARE t(int, \"x) AS SELECT 1 --\") AS SELECT $1".into(), "42704"),
+        ("PREPARE t(\"Uuid\") AS SELECT name FROM patients WHERE hospital_id = $1".into(), "42704"),
+        ("EXECUTE t".into(), "26000"),
     ] {
         assert_eq!(refusal(&client, &sql).await.0, code, "{sql}");
     }
+    let quoted = "PREPARE t(\"uuid\", pg_catalog.\"text\") AS
+        SELECT count(*), $2 FROM patients WHERE hospital_id = $1 GROUP BY 2";
+    client.batch_execute(quoted).await.expect("prepared");
+    assert_eq!(value(&client, &format!("EXECUTE t('{two}', 'x')")).await, "3|x");
     assert_eq!(refusal(&other, &format!("EXECUTE \"Of\"('{one}', 1)")).await.0, "26000");
     client.batch_execute("DEALLOCATE \"Of\"").await.expect("gone");
     assert_eq!(refusal(&client, "DEALLOCATE \"Of\"").await.0, "26000");
@@ -211,6 +221,18 @@ fn a_statement_that_ddl_made_stale_is_healed_where_nobody_can_tell() {
     assert_eq!(ask(&mut three, &query("BEGIN")), "CZ");
     assert_eq!(ask(&mut three, &query("SELECT forget()")), "TDCZ");
     assert_eq!(ask(&mut three, &query("COMMIT")), "CZ");
+    assert_eq!(ask(&mut three, &told), "2TDCZ");
+    // The same error about something else, while it is planned: the statement is still there.
+    alter(
+        "CREATE FUNCTION missing(int) RETURNS int IMMUTABLE LANGUAGE plpgsql AS
+         $$ BEGIN RAISE SQLSTATE '26000'; END $$;
+         CREATE VIEW broken AS SELECT missing(1) AS x; GRANT SELECT ON broken TO app",
+    );
+    assert_eq!(ask(&mut three, &[named("m", "SELECT x FROM broken"), sync()].concat()), "1Z");
+    let planned = [bound("m"), describe, execute(), sync()].concat();
+    for _ in 0..3 {
+        assert_eq!(ask(&mut three, &planned), "EZ26000");
+    }
     assert_eq!(ask(&mut three, &told), "2TDCZ");
 }
 

@@ -4,7 +4,8 @@
 //! `----`, and the whole talk. `UPDATE_GOLDEN=1` rewrites the talks. Lines to play:
 //!
 //! ```text
-//! C> Query("SELECT 1")            client C sends this; it logs in first. C> (close), C> (cancel)
+//! C> Query("SELECT 1")            client C sends this; it logs in first. C> (close), C> (cancel),
+//!                                 C> (cancel 50): given up on after 50 ms
 //! C login user=ward1              client C logs in with these parameters, and the talk shows it
 //! S0 on Execute "INSERT": ErrorResponse(23505)     shard 0's primary will answer so, once
 //! S0 says NoticeResponse(01000)   it says that unasked; S0 close: it ends that connection

@@ -165,7 +165,7 @@ impl Batch {
         self.steps.iter().filter(is_statement).count() > 2
     }
 
-    /// It rolls a block back: it needs no word of the loss of what it rolls back.
+    /// It rolls a block back.
     pub(super) fn is_rollback(&self) -> bool {
         self.steps.iter().any(|step| match &step.kind {
             StepKind::Control(_, _, kept) => kept.analysis.statements.iter().any(|statement| {
@@ -248,7 +248,6 @@ impl Session {
             return self.skip(limit).await;
         }
         let Some(end) = self.batch_end(limit)? else { return Ok(false) };
-        let loss = self.loss.take();
         let before = self.ledger_before.take();
         let (mut batch, mut looked) = self.look_to(end, before.clone());
         if let Err(Trouble::Unknown(_)) = &looked
@@ -258,10 +257,8 @@ impl Session {
             self.take_back_settings(&mut batch);
             (batch, looked) = self.look_to(end, before.clone());
         }
-        if let Some(loss) = loss
-            && !(looked.is_ok() && batch.is_rollback())
-        {
-            self.refuse_batch(batch, *loss).await?;
+        if let Some(loss) = self.take_loss(looked.is_ok() && batch.is_rollback()) {
+            self.refuse_batch(batch, loss).await?;
             return Ok(true);
         }
         let mut run = Run::new(Route::Any { role: Role::Replica });
@@ -522,18 +519,14 @@ impl Session {
     fn heal(
         &mut self,
         batch: &mut Batch,
-        mut attached: Box<Attached>,
+        attached: Box<Attached>,
         statement: Option<Arc<Statement>>,
     ) {
         self.take_back_names(std::mem::take(&mut batch.named), 0);
-        let Some(statement) = statement else { return self.release(attached) };
-        if !statement.is_stale() {
-            attached.checkout.server.prepared.remove(statement.id);
-        }
         self.release(attached);
-        // Else the server keeps it under its name, until it is the longest unused.
-        if statement.is_stale() {
-            self.renew(&statement);
+        // The server keeps it under its name, until it is the longest unused.
+        if let Some(stale) = statement.filter(|statement| statement.is_stale()) {
+            self.renew(&stale);
         }
     }
 
@@ -632,6 +625,7 @@ impl Session {
     }
 }
 
-fn is_copy(tag: &u8) -> bool {
+/// CopyData, or the end of it.
+pub(super) fn is_copy(tag: &u8) -> bool {
     matches!(*tag, tag::COPY_DATA | tag::COPY_DONE | tag::COPY_FAIL)
 }

@@ -122,6 +122,7 @@ pub async fn start(host: &str, stage: Arc<Stage>) -> u16 {
     let host = host.to_owned();
     tokio::spawn(async move {
         let mut count = 0;
+        let mut unheeded = Vec::new();
         while let Ok((mut stream, _)) = listener.accept().await {
             let mut start = vec![0; 8];
             if stream.read_exact(&mut start).await.is_err() {
@@ -131,6 +132,11 @@ pub async fn start(host: &str, stage: Arc<Stage>) -> u16 {
             let rest = u32::from_be_bytes(start[..4].try_into().expect("four bytes")) as usize - 8;
             let mut body = vec![0; rest];
             if stream.read_exact(&mut body).await.is_err() {
+                continue;
+            }
+            if code == CANCEL_REQUEST && stage.rule(&host, "CancelRequest", "").is_some() {
+                // Heard, and left open: nobody is told what becomes of it.
+                unheeded.push(stream);
                 continue;
             }
             if code == CANCEL_REQUEST {

@@ -440,17 +440,17 @@ impl Client {
     }
 
     async fn say(&mut self, line: &str, services: &Arc<Services>) {
-        match line {
-            "(close)" => return self.leave(),
-            "(cancel)" => {
-                let (pid, key) = self.cancel.clone().expect("a greeting");
-                let services = services.clone();
-                tokio::spawn(async move {
-                    services.directory.cancel(pid, &key, PATIENCE).await;
-                });
-                return;
-            }
-            _ => {}
+        if line == "(close)" {
+            return self.leave();
+        }
+        if let Some(limit) = line.strip_prefix("(cancel").and_then(|rest| rest.strip_suffix(')')) {
+            let (pid, key) = self.cancel.clone().expect("a greeting");
+            let services = services.clone();
+            let ms = limit.trim().parse().map(Duration::from_millis);
+            tokio::spawn(async move {
+                services.directory.cancel(pid, &key, ms.unwrap_or(PATIENCE)).await;
+            });
+            return;
         }
         let mut bytes = Vec::new();
         for word in words(line) {
