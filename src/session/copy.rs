@@ -4,13 +4,15 @@
 //! hospital, or one that can't be read, has the COPY fail instead. Called by `relay`.
 
 use super::relay::Running;
+use super::{End, OUTPUT_BYTES_MAX, Session, violation};
 use crate::route::refusals;
-use crate::server::ServerConn;
+use crate::server::{Copy, ServerConn};
 use crate::shard_map::HospitalId;
 use crate::sql::CopyCheck;
+use crate::wire;
 use crate::wire::backend::ErrorReply;
 use crate::wire::copy::{Fault, Format, Rows};
-use crate::wire::frontend;
+use crate::wire::frontend::{self, tag};
 
 /// What the server is told; the client gets pgward's own words.
 const REASON: &[u8] = b"refused by pgward";
@@ -41,6 +43,96 @@ impl Watch {
     pub fn on_done(&mut self) -> Result<(), ErrorReply> {
         let (hospital, is_binary) = (self.hospital, self.is_binary);
         self.rows.finish(|key| is_of(key, hospital, is_binary)).map_err(refusal)
+    }
+}
+
+impl Session {
+    /// COPY FROM STDIN: hands the client's data on as it comes, without waiting for whole frames.
+    /// Answers whether there was any.
+    pub(super) fn feed_copy(
+        &mut self,
+        server: &mut ServerConn,
+        running: &mut Running,
+    ) -> Result<bool, End> {
+        let mut is_progress = false;
+        while server.output_len() < OUTPUT_BYTES_MAX && server.pipeline().copy() == Copy::In {
+            let is_fed = match running.copy_left {
+                0 if running.is_copy_refused => false,
+                0 => self.feed_message(server, running)?,
+                _ => self.feed_data(server, running),
+            };
+            if !is_fed {
+                break;
+            }
+            is_progress = true;
+        }
+        Ok(is_progress)
+    }
+
+    /// The next bytes of the CopyData under way, or of a CopyFail; `false`: there are none yet.
+    fn feed_data(&mut self, server: &mut ServerConn, running: &mut Running) -> bool {
+        let input = self.input.as_slice();
+        let n = running.copy_left.min(input.len());
+        if n == 0 {
+            return false;
+        }
+        server.send_bytes(&input[..n]);
+        running.copy_left -= n;
+        let looked = running.watch.as_mut().map_or(Ok(()), |of| of.on_data(&input[..n]));
+        self.input.advance(n);
+        match looked {
+            Err(refusal) => refuse(server, running, refusal),
+            Ok(()) if running.is_copy_refused && running.copy_left == 0 => send_fail(server),
+            Ok(()) => {}
+        }
+        true
+    }
+
+    /// The client's next message, of CopyData its head; `false`: nothing can be done with it yet.
+    fn feed_message(
+        &mut self,
+        server: &mut ServerConn,
+        running: &mut Running,
+    ) -> Result<bool, End> {
+        let input = self.input.as_slice();
+        let header = match wire::header(input, 1 << 30) {
+            Ok(Some(header)) => header,
+            Ok(None) => return Ok(false),
+            Err(error) => return Err(End::Fatal(violation(&error))),
+        };
+        match header.tag {
+            tag::COPY_DATA => {
+                server.send_bytes(&input[..wire::HEADER_BYTES]);
+                running.copy_left = header.total - wire::HEADER_BYTES;
+                self.input.advance(wire::HEADER_BYTES);
+            }
+            tag::COPY_FAIL => {
+                running.watch = None;
+                running.copy_left = header.total;
+                running.is_copy_ended = true;
+            }
+            tag::COPY_DONE if header.total == wire::HEADER_BYTES => {
+                match running.watch.take().map(|mut watch| watch.on_done()) {
+                    Some(Err(refusal)) => refuse(server, running, refusal),
+                    _ => server.send_bytes(&input[..header.total]),
+                }
+                if server.pipeline().is_copy_executed() {
+                    // The client's Sync goes out behind the answer, which would wait for it.
+                    server.send_bytes(&[tag::FLUSH, 0, 0, 0, 4]);
+                }
+                self.input.advance(header.total);
+                running.is_copy_ended = true;
+            }
+            // The server reads over these in COPY IN, and they are not answered.
+            tag::FLUSH | tag::SYNC if !running.is_copy_ended && input.len() >= header.total => {
+                self.input.advance(header.total);
+            }
+            tag::TERMINATE => return Err(End::Client),
+            // Its answer, or the end of the data, is still on its way.
+            _ if running.is_copy_ended => return Ok(false),
+            tag => return Err(End::Fatal(violation(&wire::Error::UnknownTag { tag }))),
+        }
+        Ok(true)
     }
 }
 

@@ -12,10 +12,10 @@ use super::run::{Confirmed, Run, apply, resets};
 use super::settle::CANCEL_TIMEOUT;
 use super::statements::Statement;
 use super::timeouts::Overdue;
-use super::{Attached, End, OUTPUT_BYTES_MAX, READ_AHEAD_BYTES, Session, violation};
+use super::{Attached, End, OUTPUT_BYTES_MAX, READ_AHEAD_BYTES, Session};
 use crate::route::refusals;
-use crate::server::{self, Copy, Reply, ServerConn};
-use crate::wire::{self, TxnStatus, frontend};
+use crate::server::{self, Copy, Reply};
+use crate::wire::TxnStatus;
 
 /// Bytes for the client that go out even while more is coming.
 const WRITE_BYTES: usize = 64 << 10;
@@ -57,7 +57,7 @@ pub(super) struct Running {
     has_news: bool,
     /// Bytes of a CopyData of the client's that go on as they come.
     pub copy_left: usize,
-    is_copy_ended: bool,
+    pub is_copy_ended: bool,
     /// pgward has the COPY fail; what else the client sends for it is for nobody.
     pub is_copy_refused: bool,
     /// Looks at the rows of the COPY under way.
@@ -339,83 +339,6 @@ impl Session {
             }
         }
         Ok(())
-    }
-
-    /// COPY FROM STDIN: hands the client's data on as it comes, without waiting for whole frames.
-    fn feed_copy(&mut self, server: &mut ServerConn, running: &mut Running) -> Result<bool, End> {
-        let mut is_progress = false;
-        while server.output_len() < OUTPUT_BYTES_MAX && server.pipeline().copy() == Copy::In {
-            let input = self.input.as_slice();
-            if running.copy_left > 0 {
-                let n = running.copy_left.min(input.len());
-                if n == 0 {
-                    break;
-                }
-                server.send_bytes(&input[..n]);
-                running.copy_left -= n;
-                is_progress = true;
-                let looked = running.watch.as_mut().map_or(Ok(()), |of| of.on_data(&input[..n]));
-                self.input.advance(n);
-                match looked {
-                    Err(refusal) => copy::refuse(server, running, refusal),
-                    Ok(()) if running.is_copy_refused && running.copy_left == 0 => {
-                        copy::send_fail(server);
-                    }
-                    Ok(()) => {}
-                }
-                continue;
-            }
-            if running.is_copy_refused {
-                break;
-            }
-            let header = match wire::header(input, 1 << 30) {
-                Ok(Some(header)) => header,
-                Ok(None) => break,
-                Err(error) => return Err(End::Fatal(violation(&error))),
-            };
-            match header.tag {
-                frontend::tag::COPY_DATA => {
-                    server.send_bytes(&input[..wire::HEADER_BYTES]);
-                    running.copy_left = header.total - wire::HEADER_BYTES;
-                    self.input.advance(wire::HEADER_BYTES);
-                    is_progress = true;
-                    continue;
-                }
-                frontend::tag::COPY_FAIL => {
-                    running.watch = None;
-                    running.copy_left = header.total;
-                    running.is_copy_ended = true;
-                    continue;
-                }
-                frontend::tag::COPY_DONE if header.total == wire::HEADER_BYTES => {
-                    match running.watch.take().map(|mut watch| watch.on_done()) {
-                        Some(Err(refusal)) => copy::refuse(server, running, refusal),
-                        _ => server.send_bytes(&input[..header.total]),
-                    }
-                    if server.pipeline().is_copy_executed() {
-                        // The client's Sync goes out behind the answer, which would wait for it.
-                        server.send_bytes(&[frontend::tag::FLUSH, 0, 0, 0, 4]);
-                    }
-                    self.input.advance(header.total);
-                    running.is_copy_ended = true;
-                    is_progress = true;
-                    continue;
-                }
-                // The server reads over these in COPY IN, and they are not answered.
-                frontend::tag::FLUSH | frontend::tag::SYNC
-                    if !running.is_copy_ended && input.len() >= header.total =>
-                {
-                    self.input.advance(header.total);
-                    is_progress = true;
-                    continue;
-                }
-                frontend::tag::TERMINATE => return Err(End::Client),
-                // Its answer, or the end of the data, is still on its way.
-                _ if running.is_copy_ended => break,
-                tag => return Err(End::Fatal(violation(&wire::Error::UnknownTag { tag }))),
-            }
-        }
-        Ok(is_progress)
     }
 }
 

@@ -8,6 +8,8 @@
 
 mod emit;
 mod look;
+mod portals;
+mod whole;
 
 pub(super) use emit::send_rewrite;
 
