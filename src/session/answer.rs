@@ -61,7 +61,9 @@ impl Session {
     /// Is `statement` answered here? With `is_attached`, transaction control and settings are the
     /// server's.
     pub(super) fn is_local(&self, statement: &Statement, is_attached: bool) -> bool {
-        let is_pending = !is_attached && matches!(self.block, super::Block::Pending(_));
+        // What the server is to report at once is its to run where the session keeps one.
+        let is_free = !is_attached && self.pinned.is_none();
+        let is_pending = is_free && matches!(self.block, super::Block::Pending(_));
         match &statement.effect {
             Effect::Transaction(_) => !is_attached,
             Effect::Set(settings) => {
@@ -69,14 +71,13 @@ impl Session {
                     || (is_pending && settings.iter().all(|setting| !setting.from_function))
             }
             Effect::Reset(name) => {
-                name == params::HOSPITAL
-                    || (!is_attached && self.ledger.settings().contains_key(name))
+                name == params::HOSPITAL || (is_free && self.ledger.settings().contains_key(name))
             }
-            Effect::ResetAll => !is_attached,
+            Effect::ResetAll => is_free,
             Effect::Show(name) => name == params::HOSPITAL,
             Effect::Deallocate(_) | Effect::Discard(Discard::All) => !self.has_own_server(),
             // Of servers that no client keeps there is nothing to discard.
-            Effect::Discard(_) => !is_attached && self.pinned.is_none(),
+            Effect::Discard(_) => is_free,
             _ => false,
         }
     }
@@ -357,10 +358,11 @@ pub(super) fn check_setting(name: &str, value: &str) -> Result<(), ErrorReply> {
             if is_known { Ok(()) } else { Err(refusals::unsupported_encoding(value)) }
         }
         "standard_conforming_strings" => {
-            let is_on = ["on", "true", "yes", "1", "t", "y"]
-                .iter()
-                .any(|on| value.trim().eq_ignore_ascii_case(on));
-            if is_on { Ok(()) } else { Err(refusals::nonstandard_strings()) }
+            if params::is_on(value) {
+                Ok(())
+            } else {
+                Err(refusals::nonstandard_strings())
+            }
         }
         _ => Ok(()),
     }

@@ -109,6 +109,7 @@ impl Session {
             named: Vec::new(),
             has_failed: false,
             ledger_before: None,
+            reported: Vec::new(),
             resets: Vec::new(),
         });
         if self.default_path.is_empty() {

@@ -26,6 +26,7 @@ mod run;
 mod settle;
 pub mod statements;
 mod timeouts;
+mod told;
 pub mod welcome;
 pub mod writes;
 
@@ -45,7 +46,7 @@ use crate::shard_map::ShardMap;
 use crate::shard_map::source::MapStore;
 use crate::sql::{Analyzer, Isolation, TransactionModes};
 use crate::wire::backend::ErrorReply;
-use crate::wire::{self, backend, frontend, sqlstate};
+use crate::wire::{self, frontend, sqlstate};
 use block::Block;
 use directory::{Client, Directory};
 use params::Ledger;
@@ -110,6 +111,7 @@ pub struct Session {
     client: Arc<Client>,
     pools: Arc<UserPools>,
     ledger: Ledger,
+    told: told::Told,
     /// Meaning of names under the ledger's search_path and role.
     names: Arc<Names>,
     /// search_path of a server that nobody has set.
@@ -176,6 +178,8 @@ pub(crate) struct Attached {
     has_failed: bool,
     /// The settings before a batch that has failed, which go with it.
     ledger_before: Option<Box<Ledger>>,
+    /// Settings that it reported since the last ReadyForQuery.
+    reported: Vec<(String, String)>,
     /// Settings that went to the server's default, and are to go to the session's startup value.
     resets: Vec<String>,
 }
@@ -404,7 +408,7 @@ impl Session {
         if self.attached.is_some() {
             return self.sync_server().await;
         }
-        backend::write_ready_for_query(self.output.tail(), self.block.status());
+        self.write_ready();
         Ok(())
     }
 }

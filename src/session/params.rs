@@ -33,6 +33,26 @@ pub const OF_LITERALS: [&str; 7] = [
     "xmloption",
 ];
 
+/// Settings beside those that servers report, and the client is told at once.
+const REPORTED: [&str; 4] = [
+    "application_name",
+    "client_encoding",
+    "default_transaction_read_only",
+    "standard_conforming_strings",
+];
+
+/// Its value counts even where it ends with the transaction.
+fn is_kept_locally(name: &str) -> bool {
+    is_of_names(name) || OF_LITERALS.contains(&name) || REPORTED.contains(&name)
+}
+
+/// A boolean as Postgres reads it, of what it accepts.
+pub fn is_on(value: &str) -> bool {
+    let value = value.trim().to_ascii_lowercase();
+    matches!(value.as_str(), "on" | "1")
+        || (!value.is_empty() && ["true", "yes"].iter().any(|word| word.starts_with(&*value)))
+}
+
 /// Is this a setting of the transaction? It ends with it, however it was set.
 pub fn is_of_transaction(name: &str) -> bool {
     matches!(name, "transaction_isolation" | "transaction_read_only" | "transaction_deferrable")
@@ -111,7 +131,7 @@ impl Ledger {
         &self.current
     }
 
-    /// A setting that [`is_of_names`] or is one [`OF_LITERALS`], as it holds for the next statement; `None`: the default.
+    /// A setting that [`is_kept_locally`], as it holds for the next statement; `None`: the default.
     pub fn value(&self, name: &str) -> Option<&str> {
         match self.local.get(name) {
             Some(value) => value.as_deref(),
@@ -147,7 +167,7 @@ impl Ledger {
 
     /// SET LOCAL, or set_config(.., true): until the transaction ends.
     pub fn set_local(&mut self, name: &str, value: Option<&str>) {
-        if is_of_names(name) || OF_LITERALS.contains(&name) {
+        if is_kept_locally(name) {
             let value = match (name, value) {
                 ("datestyle", Some(value)) => Some(merge_date_style(self.value(name), value)),
                 (_, value) => value.map(str::to_owned),
@@ -186,7 +206,7 @@ impl Ledger {
 
     /// RESET ALL: all but what belongs to the role, as Postgres does.
     pub fn reset_all(&mut self) {
-        for name in OF_LITERALS.into_iter().chain(["search_path"]) {
+        for name in OF_LITERALS.into_iter().chain(REPORTED).chain(["search_path"]) {
             self.end_local(name);
         }
         let startup = self.startup.clone();
@@ -302,6 +322,37 @@ impl Ledger {
             })
     }
 
+    /// Nothing is set beyond what the session began with.
+    pub fn is_as_at_start(&self) -> bool {
+        let is_same = Arc::ptr_eq(&self.current, &self.startup) || self.current == self.startup;
+        is_same && self.local.is_empty()
+    }
+
+    /// What holds after an error in the open block: it undoes what came behind the last savepoint.
+    pub fn failed(&self) -> Self {
+        let mut failed = self.clone();
+        let is_savepoint = |undo: &Undo| matches!(undo, Undo::Savepoint(_));
+        failed.undo_down_to(self.log.iter().rposition(is_savepoint).map_or(0, |at| at + 1));
+        failed
+    }
+
+    /// A server shows the setting as `value`, where this may have it in another spelling. `true`: it
+    /// has.
+    pub fn confirm(&mut self, name: &str, value: &str) -> bool {
+        let is_other = |known: &String| known != value;
+        match self.local.get(name) {
+            Some(Some(known)) if is_other(known) => {
+                Arc::make_mut(&mut self.local).insert(name.to_owned(), Some(value.to_owned()));
+            }
+            Some(_) => return false,
+            None if self.current.get(name).is_some_and(is_other) => {
+                Arc::make_mut(&mut self.current).insert(name.to_owned(), value.to_owned());
+            }
+            None => return false,
+        }
+        true
+    }
+
     /// Something was changed since the transaction began.
     pub fn is_changed(&self) -> bool {
         !self.log.is_empty() || self.local_hospital.is_some()
@@ -354,7 +405,7 @@ pub fn replay(have: &SettingsMap, want: &SettingsMap) -> Option<String> {
 
 /// The DateStyle that `new` makes of `old`: each may give the format, the order of day and month,
 /// or both, and what `new` leaves out stays.
-fn merge_date_style(old: Option<&str>, new: &str) -> String {
+pub fn merge_date_style(old: Option<&str>, new: &str) -> String {
     /// (format, order); the last one counts, `None` where a word is neither.
     fn halves(text: &str) -> Option<(Option<&'static str>, Option<&'static str>)> {
         let (mut format, mut order) = (None, None);
@@ -566,6 +617,41 @@ mod tests {
         ledger.set("role", "nurse");
         ledger.reset("session_authorization");
         assert_eq!(ledger.value("role"), None);
+    }
+
+    #[test]
+    fn a_failed_block_is_as_at_its_last_savepoint() {
+        let mut ledger = ledger();
+        ledger.set("timezone", "a");
+        ledger.savepoint("s");
+        ledger.set("timezone", "b");
+        ledger.set_local("timezone", Some("c"));
+        assert_eq!(ledger.failed().value("timezone"), Some("a"));
+        assert_eq!(ledger.value("timezone"), Some("c"));
+        ledger.release("s");
+        assert_eq!(ledger.failed().value("timezone"), None);
+    }
+
+    #[test]
+    fn the_spelling_of_a_server_takes_the_place_of_the_clients() {
+        let mut ledger = ledger();
+        ledger.set("timezone", "utc");
+        ledger.commit();
+        assert!(ledger.confirm("timezone", "UTC") && !ledger.confirm("timezone", "UTC"));
+        ledger.set_local("timezone", Some("cet"));
+        assert!(ledger.confirm("timezone", "CET"));
+        assert_eq!(ledger.value("timezone"), Some("CET"));
+        ledger.commit();
+        assert_eq!(ledger.value("timezone"), Some("UTC"));
+        assert!(!ledger.confirm("datestyle", "ISO"), "nobody has set it");
+    }
+
+    #[test]
+    fn booleans_are_read_as_postgres_reads_them() {
+        for (text, want) in [("on", true), ("T", true), ("ye", true), ("1", true), ("o", false)] {
+            assert_eq!(is_on(text), want, "{text}");
+        }
+        assert!(!is_on("") && !is_on("off") && !is_on("no"));
     }
 
     #[test]

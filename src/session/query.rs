@@ -62,7 +62,7 @@ impl Session {
             }
             Ok(Plan::Answered) => {
                 self.input.advance(total);
-                backend::write_ready_for_query(self.output.tail(), self.block.status());
+                self.write_ready();
                 Ok(())
             }
             Ok(Plan::Run(run)) => self.run_query(Message::Query, total, run).await,
@@ -397,7 +397,7 @@ impl Session {
                 Relayed::Lost => {
                     self.input.advance(kept);
                     self.on_lost(attached, &run, &running)?;
-                    backend::write_ready_for_query(self.output.tail(), self.block.status());
+                    self.write_ready();
                     return Ok(());
                 }
             }

@@ -240,11 +240,13 @@ impl Session {
         attached: &mut Attached,
         running: &mut Running,
     ) -> Result<(), server::Error> {
-        let server = &mut *attached.checkout.server;
-        while let Some(reply) = server.next_reply(&mut self.output)? {
+        while let Some(reply) = attached.checkout.server.next_reply(&mut self.output)? {
+            let server = &mut *attached.checkout.server;
             match reply {
                 Reply::Ready { status, .. } => {
                     running.ready = Some(status);
+                    running.has_changed |= self.confirm_reported(attached);
+                    let server = &mut *attached.checkout.server;
                     if server.pipeline().is_empty() {
                         // The request has its one ReadyForQuery. What a server says behind it is
                         // for nobody: `settle` finds it unclean.
@@ -334,7 +336,7 @@ impl Session {
                         _ => copy::refuse(server, running, refusals::internal()),
                     }
                 }
-                Reply::Parameter { .. } => {}
+                Reply::Parameter { name, value } => self.on_parameter(attached, &name, &value),
             }
         }
         Ok(())

@@ -14,7 +14,6 @@ use crate::config::PoolMode;
 use crate::route::{Role, Route, refusals};
 use crate::server::{Expect, Message, Reply, ServerConn};
 use crate::shard_map::ShardId;
-use crate::wire::backend;
 use crate::wire::{TxnStatus, frontend};
 
 /// Time for a client to take its last word.
@@ -49,7 +48,11 @@ impl Session {
                 attached.pins.insert(Pin::SessionMode);
             }
         }
+        let is_ready = running.ready.is_some();
         self.settle(attached, run, running);
+        if is_ready && self.attached.is_none() {
+            self.tell_settings_before_ready();
+        }
     }
 
     /// Keeps the server in a transaction, else lets it go.
@@ -264,6 +267,9 @@ impl Session {
         let farewell = loop {
             match server.next_reply(&mut self.output) {
                 Ok(Some(Reply::Error(error))) => break error.held_back,
+                Ok(Some(Reply::Parameter { name, value })) => {
+                    self.told.tell(self.output.tail(), &name, &value);
+                }
                 Ok(Some(_)) => {}
                 Ok(None) if server.is_broken() => break None,
                 Ok(None) => return Ok(()),
@@ -395,7 +401,7 @@ impl Session {
         match self.relay(&mut attached, &mut running, Until::Settled, 0).await? {
             Relayed::Lost => {
                 self.on_lost(attached, &run, &running)?;
-                backend::write_ready_for_query(self.output.tail(), self.block.status());
+                self.write_ready();
             }
             _ => self.finish(attached, &run, running).await,
         }

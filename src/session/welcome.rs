@@ -19,6 +19,7 @@ use super::params::{self, Ledger};
 use super::pins::Pin;
 use super::run::Run;
 use super::statements::{Names, Statements};
+use super::told::Told;
 use super::{End, Services, Session, answer};
 use crate::config::PoolMode;
 use crate::net::{Buffer, Stream};
@@ -48,9 +49,11 @@ pub struct Greetings {
 
 /// What a server says of itself to one server user.
 #[derive(Debug, Default)]
-struct Learnt {
-    parameters: Vec<(String, String)>,
-    search_path: Arc<str>,
+pub(super) struct Learnt {
+    /// Settings that it reports.
+    pub parameters: Vec<(String, String)>,
+    /// The one that nobody has set.
+    pub search_path: Arc<str>,
 }
 
 impl Default for Greetings {
@@ -119,6 +122,7 @@ pub async fn welcome(
         input: login.buffer,
         output: Buffer::default(),
         ledger: Ledger::new(settings.clone(), hospital),
+        told: Told::default(),
         names: Arc::new(Names::default()),
         default_path: learnt.search_path.clone(),
         statements: Statements::default(),
@@ -153,7 +157,8 @@ pub async fn welcome(
     session.renew_names();
     let (learnt, settings) = greeting;
     let (pid, key) = (session.client.pid, &session.client.key);
-    greet(session.output.tail(), &learnt.parameters, &settings, notice.as_ref(), (pid, key));
+    session.told = Told::new(learnt, settings);
+    greet(session.output.tail(), &session.told, notice.as_ref(), (pid, key));
     session.is_greeted = true;
     Ok(session)
 }
@@ -342,7 +347,7 @@ async fn check(
 }
 
 /// As Postgres keeps it: cut, and printable ASCII only.
-fn application_name(value: &str) -> String {
+pub(super) fn application_name(value: &str) -> String {
     let mut end = value.len().min(NAME_BYTES_MAX);
     while !value.is_char_boundary(end) {
         end -= 1;
@@ -361,23 +366,12 @@ fn truncation(value: &str) -> Option<ErrorReply> {
 }
 
 /// AuthenticationOk to ReadyForQuery; `key` is the process id and its cancel key.
-fn greet(
-    out: &mut BytesMut,
-    parameters: &[(String, String)],
-    settings: &SettingsMap,
-    notice: Option<&ErrorReply>,
-    (pid, key): (i32, &[u8]),
-) {
+fn greet(out: &mut BytesMut, told: &Told, notice: Option<&ErrorReply>, (pid, key): (i32, &[u8])) {
     backend::write_authentication_ok(out);
     if let Some(notice) = notice {
         notice.encode(out);
     }
-    for (name, value) in parameters {
-        let value = match name.as_str() {
-            // pgward answers for the primary, whichever server it learnt from.
-            "in_hot_standby" | "default_transaction_read_only" => "off",
-            _ => settings.get(&name.to_ascii_lowercase()).map_or(value.as_str(), String::as_str),
-        };
+    for (name, value) in told.greeting() {
         backend::write_parameter_status(out, name, value);
     }
     backend::write_backend_key_data(out, pid, key);

@@ -362,8 +362,7 @@ impl Session {
                 if self.attached.is_some() {
                     self.sync_server().await?;
                 } else {
-                    let status = self.block.status();
-                    backend::write_ready_for_query(self.output.tail(), status);
+                    self.write_ready();
                 }
                 return Ok(true);
             }
@@ -500,8 +499,7 @@ impl Session {
                     self.take_back_settings(&mut batch);
                     self.on_lost(attached, &run, &running)?;
                     if batch.has_sync {
-                        let status = self.block.status();
-                        backend::write_ready_for_query(self.output.tail(), status);
+                        self.write_ready();
                     } else {
                         self.is_skipping = true;
                     }
@@ -581,8 +579,7 @@ impl Session {
                     backend::write_close_complete(self.output.tail());
                 }
                 StepKind::Sync => {
-                    let status = self.block.status();
-                    backend::write_ready_for_query(self.output.tail(), status);
+                    self.write_ready();
                 }
                 _ => {}
             }
