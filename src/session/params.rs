@@ -23,23 +23,20 @@ pub fn is_of_names(name: &str) -> bool {
 
 /// Settings that decide what literals in a statement mean. They are read when it is parsed, so
 /// sessions that differ in one share no prepared statement.
-pub const OF_LITERALS: [&str; 7] = [
+pub const OF_LITERALS: [&str; 8] = [
     "array_nulls",
     "datestyle",
     "intervalstyle",
     "lc_monetary",
+    "standard_conforming_strings",
     "timezone",
     "transform_null_equals",
     "xmloption",
 ];
 
 /// Settings beside those that servers report, and the client is told at once.
-const REPORTED: [&str; 4] = [
-    "application_name",
-    "client_encoding",
-    "default_transaction_read_only",
-    "standard_conforming_strings",
-];
+const REPORTED: [&str; 3] =
+    ["application_name", "client_encoding", "default_transaction_read_only"];
 
 /// Its value counts even where it ends with the transaction.
 fn is_kept_locally(name: &str) -> bool {
@@ -63,12 +60,26 @@ pub fn is_of_role(name: &str) -> bool {
     matches!(name, "role" | "session_authorization")
 }
 
+/// Does this setting decide how the bytes of a text are read?
+pub fn is_of_text(name: &str) -> bool {
+    matches!(name, "client_encoding" | "standard_conforming_strings")
+}
+
 /// Do names mean something else behind a statement with this effect?
 pub fn changes_names(effect: &Effect) -> bool {
     match effect {
         Effect::Set(settings) => settings.iter().any(|setting| is_of_names(&setting.name)),
         Effect::Reset(name) => is_of_names(name),
         Effect::ResetAll | Effect::Discard(_) => true,
+        _ => false,
+    }
+}
+
+/// As [`changes_names`], of how texts are read, but for what resets all.
+pub fn changes_text(effect: &Effect) -> bool {
+    match effect {
+        Effect::Set(settings) => settings.iter().any(|setting| is_of_text(&setting.name)),
+        Effect::Reset(name) => is_of_text(name),
         _ => false,
     }
 }
@@ -353,6 +364,20 @@ impl Ledger {
         true
     }
 
+    /// As [`Self::may_undo_names`], of how texts are read.
+    pub fn may_undo_text(&self) -> bool {
+        let names = ["client_encoding", "standard_conforming_strings"];
+        let is_local = |name: &&str| self.local.contains_key(*name);
+        let is_changed = |undo: &Undo| match undo {
+            Undo::Settings(old) => {
+                names.iter().any(|name| old.get(*name) != self.current.get(*name))
+            }
+            Undo::Local(old) => *old != self.local,
+            Undo::Hospital { .. } | Undo::Savepoint(_) => false,
+        };
+        names.iter().any(is_local) || self.log.iter().any(is_changed)
+    }
+
     /// Something was changed since the transaction began.
     pub fn is_changed(&self) -> bool {
         !self.log.is_empty() || self.local_hospital.is_some()
@@ -446,21 +471,38 @@ fn push(sql: &mut String, statement: &str) {
     sql.push_str(statement);
 }
 
-/// A string literal that means the same whatever standard_conforming_strings is.
+/// A string literal that means the same whatever standard_conforming_strings and client_encoding are.
 pub fn quote_literal(text: &str) -> String {
     let doubled = text.replace('\'', "''");
-    if text.contains('\\') {
-        format!("E'{}'", doubled.replace('\\', "\\\\"))
-    } else {
-        format!("'{doubled}'")
+    if text.is_ascii() && !text.contains('\\') {
+        return format!("'{doubled}'");
     }
+    let mut escaped = String::with_capacity(doubled.len() + 8);
+    for c in doubled.chars() {
+        match c {
+            '\\' => escaped.push_str("\\\\"),
+            c if c.is_ascii() => escaped.push(c),
+            c => escaped.push_str(&format!("\\U{:08X}", u32::from(c))),
+        }
+    }
+    format!("E'{escaped}'")
 }
 
-/// A setting's name, each part quoted: `app."x"`.
+/// A setting's name, each part quoted: `app."x"`; in ASCII, as [`quote_literal`].
 pub fn quote_name(name: &str) -> String {
-    let parts: Vec<_> =
-        name.split('.').map(|part| format!("\"{}\"", part.replace('"', "\"\""))).collect();
-    parts.join(".")
+    let quote = |part: &str| {
+        let doubled = part.replace('"', "\"\"");
+        if part.is_ascii() {
+            return format!("\"{doubled}\"");
+        }
+        let escape = |c: char| match c {
+            '\\' => "\\\\".to_owned(),
+            c if c.is_ascii() => c.to_string(),
+            c => format!("\\+{:06X}", u32::from(c)),
+        };
+        format!("U&\"{}\"", doubled.chars().map(escape).collect::<String>())
+    };
+    name.split('.').map(quote).collect::<Vec<_>>().join(".")
 }
 
 #[cfg(test)]
@@ -667,6 +709,12 @@ mod tests {
         ledger.rollback();
         assert!(!ledger.settings().contains_key("a"));
         assert_eq!(ledger.value("search_path"), None);
+    }
+
+    #[test]
+    fn what_is_replayed_is_ascii_whatever_it_says() {
+        assert_eq!(quote_literal("caf\u{e9} \\ it's"), "E'caf\\U000000E9 \\\\ it''s'");
+        assert_eq!(quote_name("app.caf\u{e9}"), "\"app\".U&\"caf\\+0000E9\"");
     }
 
     #[test]

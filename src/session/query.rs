@@ -5,7 +5,8 @@ use super::relay::{Relayed, Running, Until};
 use super::run::Run;
 use super::settle::send_sync;
 use super::statements::Kept;
-use super::{Attached, End, Session, batch, params, utf8, violation};
+use super::{Attached, End, Services, Session, batch, params, violation};
+use crate::auth::users::User;
 use crate::catalog::Snapshot;
 use crate::route::{Bound, Role, Route, TextValues, Values, refusals, refuse_text};
 use crate::server::{Expect, Message};
@@ -195,10 +196,14 @@ impl Session {
         let body = &self.input.as_slice()[HEADER_BYTES..total];
         // `on_query` has read it once: a malformed one does not come here.
         let sql = frontend::Query::read(body).map(|query| query.sql).unwrap_or_default();
-        let sql = match utf8(sql) {
-            Ok(sql) => sql,
+        let sql = match self.decode(sql) {
+            Ok(sql) if self.is_unreadable(&sql) => Err(refusals::nonstandard_strings()),
+            decoded => decoded,
+        };
+        let sql = match &sql {
+            Ok(sql) => &**sql,
             Err(_) if self.is_unguarded() => return Ok(Look::Run(unread())),
-            Err(refusal) => return Err(plain(refusal)),
+            Err(refusal) => return Err(plain(refusal.clone())),
         };
         let snapshot = self.services.catalog.current();
         let context = crate::sql::Context {
@@ -275,9 +280,7 @@ impl Session {
 
     /// Nothing is guarded: one shard, and an application that is trusted with any hospital.
     pub(super) fn is_unguarded(&self) -> bool {
-        self.services.config.load().guard.mode == crate::route::GuardMode::Route
-            && self.services.map.peek().shards().len() == 1
-            && self.user.rights.hospitals == crate::route::Hospitals::Any
+        is_unguarded(&self.services, &self.user)
     }
 
     /// In a failed block only its end is accepted; `ends_before`: it ended earlier in the request.
@@ -359,10 +362,11 @@ impl Session {
             };
             let is_behind_batch = attached.checkout.server.pipeline().is_unsynced();
             let may_rerun = self.begin(&mut attached, &run, true);
+            let encoding = self.encoding_on(&attached);
             let server = &mut *attached.checkout.server;
             if let Some(rewrite) = &run.rewrite {
                 let max = self.services.config.load().pool.max_prepared_statements;
-                batch::send_rewrite(server, rewrite, max);
+                batch::send_rewrite(server, rewrite, max, encoding);
             } else {
                 let frame = &self.input.as_slice()[..total];
                 server.send(message, Expect::Forward, |out| out.extend_from_slice(frame));
@@ -403,6 +407,13 @@ impl Session {
             }
         }
     }
+}
+
+/// As [`Session::is_unguarded`], of a login.
+pub(super) fn is_unguarded(services: &Services, user: &User) -> bool {
+    services.config.load().guard.mode == crate::route::GuardMode::Route
+        && services.map.peek().shards().len() == 1
+        && user.rights.hospitals == crate::route::Hospitals::Any
 }
 
 /// A text that can't be read, where nothing is guarded.

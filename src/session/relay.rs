@@ -15,6 +15,7 @@ use super::timeouts::Overdue;
 use super::{Attached, End, OUTPUT_BYTES_MAX, READ_AHEAD_BYTES, Session, violation};
 use crate::route::refusals;
 use crate::server::{self, Copy, Reply, ServerConn};
+use crate::wire::encoding::Encoding;
 use crate::wire::{self, TxnStatus, frontend};
 
 /// Bytes for the client that go out even while more is coming.
@@ -327,7 +328,12 @@ impl Session {
                 Reply::CopyIn => {
                     (running.is_copy_ended, running.is_copy_refused) = (false, false);
                     running.watch = None;
+                    let encoding = attached.encoding.unwrap_or(self.encoding);
                     match attached.effects.front() {
+                        // A delimiter may be half a character.
+                        Some(Confirmed::Copy(..)) if encoding == Encoding::Other => {
+                            copy::refuse(server, running, refusals::unreadable_row());
+                        }
                         Some(Confirmed::Copy(check, hospital)) => {
                             running.watch = Some(Box::new(Watch::new(*check, *hospital)));
                         }

@@ -169,7 +169,7 @@ impl Session {
                 None => self.reset_statement(name, *is_local),
             };
             // A full queue has failed the block, which the status tells.
-            if self.block.queue(&text).is_err() {
+            if self.block.queue(text.as_bytes()).is_err() {
                 return;
             }
         }

@@ -16,6 +16,7 @@ use super::{Attached, Session};
 use crate::server::SettingsMap;
 use crate::wire::TxnStatus;
 use crate::wire::backend;
+use crate::wire::encoding::{self, Encoding};
 
 /// A ReadyForQuery.
 const READY_BYTES: usize = 6;
@@ -49,6 +50,11 @@ impl Told {
             "in_hot_standby" | "default_transaction_read_only" => "off",
             _ => self.startup.get(&name.to_ascii_lowercase()).map_or(learnt, String::as_str),
         }
+    }
+
+    /// Servers convert single-byte encodings to UTF8: those keep the same bytes as other text.
+    pub fn reads_single_bytes(&self) -> bool {
+        self.learnt.reads_single_bytes()
     }
 
     /// Tells a value, unless the client knows it.
@@ -98,6 +104,7 @@ impl Told {
 fn shown(name: &str, value: &str, first: &str) -> String {
     match name {
         "application_name" => application_name(value),
+        "client_encoding" => encoding::canonical(value).unwrap_or(value).to_owned(),
         "datestyle" => params::merge_date_style(Some(first), value),
         "intervalstyle" => value.to_ascii_lowercase(),
         "standard_conforming_strings" | "default_transaction_read_only" => {
@@ -118,6 +125,9 @@ impl Session {
             _ => value,
         };
         self.told.tell(self.output.tail(), name, value);
+        if key == "client_encoding" {
+            attached.encoding = Some(Encoding::named(&String::from_utf8_lossy(value)));
+        }
         if let Ok(value) = std::str::from_utf8(value) {
             attached.reported.push((name.to_owned(), value.to_owned()));
         }

@@ -17,6 +17,7 @@ use super::directory::{Client, Newcomer};
 use super::login::Login;
 use super::params::{self, Ledger};
 use super::pins::Pin;
+use super::query::is_unguarded;
 use super::run::Run;
 use super::statements::{Names, Statements};
 use super::told::Told;
@@ -28,6 +29,7 @@ use crate::route::{Hospitals, Role, Route, refusals};
 use crate::server::{self, ServerError, SettingsMap};
 use crate::shard_map::HospitalId;
 use crate::wire::backend::{self, ErrorReply};
+use crate::wire::encoding::Encoding;
 use crate::wire::{TxnStatus, sqlstate};
 
 /// Distinct startup settings that are remembered.
@@ -122,7 +124,9 @@ pub async fn welcome(
         input: login.buffer,
         output: Buffer::default(),
         ledger: Ledger::new(settings.clone(), hospital),
-        told: Told::default(),
+        told: Told::new(learnt.clone(), settings.clone()),
+        encoding: Encoding::Utf8,
+        has_escapes: false,
         names: Arc::new(Names::default()),
         default_path: learnt.search_path.clone(),
         statements: Statements::default(),
@@ -200,9 +204,12 @@ impl Session {
         });
         let mut settings = SettingsMap::new();
         let is_any_fine = self.is_unguarded();
-        for (name, value) in startup {
+        // What the server says to the others is to be read as UTF-8.
+        let (last, first): (Vec<_>, Vec<_>) =
+            startup.iter().partition(|(name, _)| name == "client_encoding");
+        for (name, value) in first.into_iter().chain(last) {
             if !is_any_fine {
-                answer::check_setting(name, value)?;
+                answer::check_setting(name, value, learnt.reads_single_bytes())?;
             }
             let value = match name.as_str() {
                 "application_name" => &application_name(value),
@@ -237,6 +244,12 @@ impl Session {
 }
 
 impl Learnt {
+    /// Its encoding is UTF8: it converts what comes in another.
+    pub fn reads_single_bytes(&self) -> bool {
+        let mut encodings = self.parameters.iter().filter(|(name, _)| name == "server_encoding");
+        encodings.all(|(_, value)| value == "UTF8")
+    }
+
     /// The server reports this value of the setting by itself.
     fn has(&self, name: &str, value: &str) -> bool {
         self.parameters.iter().any(|(n, v)| n.eq_ignore_ascii_case(name) && v == value)
@@ -264,8 +277,11 @@ async fn prepare(
 ) -> Result<(Arc<Learnt>, Arc<SettingsMap>), ErrorReply> {
     let learnt = learn(services, login, pools).await?;
     let mut settings = SettingsMap::new();
+    let is_any_fine = is_unguarded(services, &login.user);
     for (name, value) in &login.startup.settings {
-        answer::check_setting(name, value)?;
+        if !is_any_fine {
+            answer::check_setting(name, value, learnt.reads_single_bytes())?;
+        }
         let value = match name.as_str() {
             // Any value is good, and there may be as many as there are clients.
             "application_name" => application_name(value),

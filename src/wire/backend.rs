@@ -108,6 +108,16 @@ impl ErrorReply {
         self
     }
 
+    /// In words that every client encoding has: what is not ASCII is a question mark.
+    pub fn in_ascii(self) -> Self {
+        let ascii = |text: String| match text.is_ascii() {
+            true => text,
+            false => text.replace(|c: char| !c.is_ascii(), "?"),
+        };
+        let (detail, hint) = (self.detail.map(ascii), self.hint.map(ascii));
+        Self { message: ascii(self.message), detail, hint, ..self }
+    }
+
     /// Adds a hint line.
     pub fn with_hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());

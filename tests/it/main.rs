@@ -12,6 +12,7 @@ mod demo;
 mod differential;
 mod disconnects;
 mod drivers;
+mod encodings;
 mod failures;
 mod fleet;
 mod functions;

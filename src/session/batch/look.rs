@@ -16,9 +16,10 @@ use crate::session::block::Block;
 use crate::session::query::ends_failure;
 use crate::session::run::{Confirmed, Run};
 use crate::session::statements::{Kept, Origin, Statement};
-use crate::session::{Session, answer, params, utf8};
+use crate::session::{Session, answer, invalid_text, params};
 use crate::sql::{Access, Effect, Isolation, Transaction, TransactionModes};
 use crate::wire::backend;
+use crate::wire::encoding::Encoding;
 use crate::wire::frontend::{Bind, Execute, Kind, Named, Parse, tag};
 use crate::wire::{self, HEADER_BYTES};
 
@@ -33,6 +34,10 @@ impl Session {
             .attached
             .as_ref()
             .is_some_and(|attached| attached.effects.iter().any(changes_names));
+        batch.changes_text = self
+            .attached
+            .as_ref()
+            .is_some_and(|attached| attached.effects.iter().any(|of| self.changes_text(of)));
         let mut at = 0;
         while at < batch.end {
             let Ok(Some(header)) = wire::header(&self.input.as_slice()[at..], usize::MAX) else {
@@ -96,7 +101,7 @@ impl Session {
     ) -> Result<StepKind, Trouble> {
         let parse = Parse::read(&self.input.as_slice()[body])?;
         self.check_name_length(Kind::Statement, parse.name)?;
-        let sql = match utf8(parse.sql) {
+        let sql = match self.decode(parse.sql) {
             Ok(sql) => sql,
             Err(_) if self.has_own_server() && self.is_unguarded() => {
                 let name = parse.name.to_vec();
@@ -109,10 +114,10 @@ impl Session {
         let count = parse.param_types().len();
         let statement = if count <= types.len() {
             parse.param_types().zip(&mut types).for_each(|(oid, slot)| *slot = oid);
-            self.services.statements.intern(sql, &types[..count], &self.names)
+            self.services.statements.intern(&sql, &types[..count], &self.names)
         } else {
             let types: Vec<u32> = parse.param_types().take(TYPES_MAX).collect();
-            self.services.statements.intern(sql, &types, &self.names)
+            self.services.statements.intern(&sql, &types, &self.names)
         };
         let kept = self.facts(batch, &statement)?;
         self.check_failed(&kept.analysis, batch.has_ended_failure)?;
@@ -139,6 +144,23 @@ impl Session {
 
     /// Facts of a statement under the catalog of now.
     pub(super) fn facts(&self, batch: &Batch, statement: &Statement) -> Result<Arc<Kept>, Trouble> {
+        let text = statement.sql();
+        if batch.changes_text && !(text.is_ascii() && !text.contains('\\')) {
+            return Err(refusals::unsupported(
+                "text that is not plain ASCII behind a change of how texts are read in one batch",
+                "Send Sync behind it.",
+            )
+            .into());
+        }
+        if self.encoding().encode(text).is_none() {
+            return Err(invalid_text(self.encoding()).into());
+        }
+        if self.is_unreadable(text) {
+            return match self.is_unguarded() {
+                true => Ok(Arc::new(Kept::unread())),
+                false => Err(refusals::nonstandard_strings().into()),
+            };
+        }
         match statement.analysis(&self.services.analyzer, &batch.snapshot.catalog) {
             Err(_) if self.is_unguarded() => Ok(Arc::new(Kept::unread())),
             outcome => outcome.map_err(|error| Trouble::Refused(crate::route::refuse_text(&error))),
@@ -339,6 +361,22 @@ impl Session {
         Ok(StepKind::Local(message, out.freeze()))
     }
 
+    /// Texts are read otherwise behind a RESET ALL.
+    fn has_own_text(&self) -> bool {
+        self.encoding() != Encoding::Utf8
+            || self.has_escapes
+            || self.ledger.startup().keys().any(|name| params::is_of_text(name))
+    }
+
+    /// An effect under way after which texts are read otherwise.
+    fn changes_text(&self, effect: &Confirmed) -> bool {
+        match effect {
+            Confirmed::Set(changes) => changes.iter().any(|of| params::is_of_text(&of.name)),
+            Confirmed::ResetAll | Confirmed::DiscardAll => self.has_own_text(),
+            _ => false,
+        }
+    }
+
     /// What an Execute does to the meaning of what follows it in the batch.
     fn look_at_execute(
         &self,
@@ -353,6 +391,11 @@ impl Session {
             && effects
                 .clone()
                 .any(|of| params::changes_names(of) || (may_undo && params::takes_back(of)));
+        let may_undo = self.ledger.may_undo_text();
+        batch.changes_text |= effects.clone().any(|of| match of {
+            Effect::ResetAll | Effect::Discard(_) => self.has_own_text(),
+            of => params::changes_text(of) || (may_undo && params::takes_back(of)),
+        });
         // Answered at once, it would come ahead of them.
         if batch.needs_server
             && place == Place::Local

@@ -120,6 +120,8 @@ struct Batch {
     closed: Vec<Box<[u8]>>,
     /// A member changes the meaning of names, and the server has yet to confirm it.
     changes_names: bool,
+    /// As `changes_names`, of how the bytes of a text are read.
+    changes_text: bool,
     /// Transaction control is among its members.
     has_control: bool,
     /// A failed block is over behind what has been looked at so far.
@@ -144,6 +146,7 @@ impl Batch {
             bound: Vec::new(),
             closed: Vec::new(),
             changes_names: false,
+            changes_text: false,
             has_control: false,
             has_ended_failure: false,
             begins: None,
