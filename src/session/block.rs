@@ -57,12 +57,12 @@ impl Pending {
 
     /// Something in it is more than a savepoint: statements may mean something else in it.
     pub fn has_settings(&self) -> bool {
-        let is_savepoint = |text: &Box<[u8]>| {
+        let is_savepoint = |text: &[u8]| {
             let text = text.trim_ascii_start();
             let word = text.split(u8::is_ascii_whitespace).next().unwrap_or_default();
             word.eq_ignore_ascii_case(b"savepoint") || word.eq_ignore_ascii_case(b"release")
         };
-        !self.queue.iter().all(is_savepoint)
+        !self.queue.iter().all(|text| is_savepoint(text))
     }
 
     /// Its modes so far.

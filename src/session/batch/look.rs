@@ -145,7 +145,7 @@ impl Session {
     /// Facts of a statement under the catalog of now.
     pub(super) fn facts(&self, batch: &Batch, statement: &Statement) -> Result<Arc<Kept>, Trouble> {
         let text = statement.sql();
-        if batch.changes_text && !(text.is_ascii() && !text.contains('\\')) {
+        if batch.changes_text && (!text.is_ascii() || text.contains('\\')) {
             return Err(refusals::unsupported(
                 "text that is not plain ASCII behind a change of how texts are read in one batch",
                 "Send Sync behind it.",
