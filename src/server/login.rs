@@ -335,7 +335,8 @@ async fn read_until_ready(
             backend::tag::PARAMETER_STATUS => {
                 let (name, value) = backend::read_parameter_status(&body)?;
                 parameters.retain(|(known, _)| known != name);
-                parameters.push((name.to_owned(), value.to_owned()));
+                let value = String::from_utf8_lossy(value).into_owned();
+                parameters.push((name.to_owned(), value));
             }
             backend::tag::BACKEND_KEY_DATA => {
                 let (pid, key) = backend::read_backend_key_data(&body)?;

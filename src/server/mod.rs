@@ -82,8 +82,8 @@ pub enum Reply {
     Parameter {
         /// Name as reported.
         name: String,
-        /// Canonical value.
-        value: String,
+        /// Canonical value, in the client's encoding.
+        value: Bytes,
     },
 }
 
@@ -419,7 +419,12 @@ impl ServerConn {
                 }
                 (b'S', _) => {
                     let (name, value) = backend::read_parameter_status(body)?;
-                    Some(Reply::Parameter { name: name.to_owned(), value: value.to_owned() })
+                    // Whether its client is to hear of it the session knows.
+                    is_forwarded = false;
+                    Some(Reply::Parameter {
+                        name: name.to_owned(),
+                        value: Bytes::copy_from_slice(value),
+                    })
                 }
                 (b'1', _) => {
                     self.prepared.on_parse_complete();

@@ -1,14 +1,17 @@
 //! Answers that need no server: the session's hospital, lazy transaction control, DEALLOCATE,
 //! DISCARD, and settings queued behind a BEGIN that no server has yet.
 
+use std::borrow::Cow;
+
 use bytes::BytesMut;
 
 use super::block::Answer;
-use super::{Session, params};
+use super::{Session, invalid_text, params};
 use crate::route::{Hospitals, Values, refusals};
 use crate::shard_map::HospitalId;
 use crate::sql::{Discard, Effect, Setting, SettingValue, Statement};
 use crate::wire::backend::{self, ErrorReply};
+use crate::wire::encoding::Encoding;
 
 /// OID of text.
 const TEXT: u32 = 25;
@@ -61,7 +64,9 @@ impl Session {
     /// Is `statement` answered here? With `is_attached`, transaction control and settings are the
     /// server's.
     pub(super) fn is_local(&self, statement: &Statement, is_attached: bool) -> bool {
-        let is_pending = !is_attached && matches!(self.block, super::Block::Pending(_));
+        // What the server is to report at once is its to run where the session keeps one.
+        let is_free = !is_attached && self.pinned.is_none();
+        let is_pending = is_free && matches!(self.block, super::Block::Pending(_));
         match &statement.effect {
             Effect::Transaction(_) => !is_attached,
             Effect::Set(settings) => {
@@ -69,14 +74,13 @@ impl Session {
                     || (is_pending && settings.iter().all(|setting| !setting.from_function))
             }
             Effect::Reset(name) => {
-                name == params::HOSPITAL
-                    || (!is_attached && self.ledger.settings().contains_key(name))
+                name == params::HOSPITAL || (is_free && self.ledger.settings().contains_key(name))
             }
-            Effect::ResetAll => !is_attached,
+            Effect::ResetAll => is_free,
             Effect::Show(name) => name == params::HOSPITAL,
             Effect::Deallocate(_) | Effect::Discard(Discard::All) => !self.has_own_server(),
             // Of servers that no client keeps there is nothing to discard.
-            Effect::Discard(_) => !is_attached && self.pinned.is_none(),
+            Effect::Discard(_) => is_free,
             _ => false,
         }
     }
@@ -102,7 +106,8 @@ impl Session {
     ) -> Result<Local, ErrorReply> {
         if let Effect::Transaction(control) = &statement.effect {
             let was_pending = matches!(self.block, super::Block::Pending(_));
-            let answer = self.block.on_control(control, text);
+            let text = self.encode(text)?;
+            let answer = self.block.on_control(control, &text);
             return self.after_control(control, answer, was_pending);
         }
         if matches!(self.block, super::Block::Failed(_)) {
@@ -117,16 +122,16 @@ impl Session {
             }
             Effect::Reset(name) => {
                 let text = self.reset_statement(name, false);
-                self.block.queue(&text)?;
+                self.block.queue(text.as_bytes())?;
                 self.ledger.reset(name);
                 self.settle_implicit();
                 // SET x TO DEFAULT is the same, and says SET.
                 Ok(Local::tag(statement.command))
             }
             Effect::ResetAll => {
-                self.block.queue("RESET ALL")?;
+                self.block.queue(b"RESET ALL")?;
                 for (name, value) in self.ledger.startup() {
-                    self.block.queue(&params::set_statement(name, value, false))?;
+                    self.block.queue(params::set_statement(name, value, false).as_bytes())?;
                 }
                 self.ledger.reset_all();
                 self.settle_implicit();
@@ -140,6 +145,11 @@ impl Session {
             Effect::Discard(what) => self.discard(*what),
             _ => Err(refusals::internal()),
         }
+    }
+
+    /// A text of the client's as it was sent.
+    fn encode<'t>(&self, text: &'t str) -> Result<Cow<'t, [u8]>, ErrorReply> {
+        self.encoding().encode(text).ok_or_else(|| invalid_text(self.encoding()))
     }
 
     fn after_control(
@@ -197,9 +207,12 @@ impl Session {
                     // A server's own default may be another.
                     None if setting.name == "search_path" => {
                         let text = self.reset_statement(&setting.name, setting.is_local);
+                        self.block.queue(text.as_bytes())?;
+                    }
+                    _ => {
+                        let text = self.encode(text)?;
                         self.block.queue(&text)?;
                     }
-                    _ => self.block.queue(text)?,
                 }
                 match value {
                     value if setting.is_local || params::is_of_transaction(&setting.name) => {
@@ -285,16 +298,15 @@ impl Session {
             SettingValue::Text(text) => Some(text.clone()),
             SettingValue::Slot(slot) => values.literal(*slot).map(|text| text.into_owned()),
             SettingValue::Param(n) => match values.param(*n) {
-                Some((_, Some(bytes))) => String::from_utf8(bytes.to_vec()).ok(),
+                Some((_, Some(bytes))) => Some(self.decode(bytes)?.into_owned()),
                 _ => None,
             },
             SettingValue::Computed | SettingValue::Default => None,
         };
-        let is_any_fine = self.has_own_server() && self.is_unguarded();
         if let Some(value) = &value
-            && !is_any_fine
+            && !self.is_unguarded()
         {
-            check_setting(&setting.name, value)?;
+            check_setting(&setting.name, value, self.told.reads_single_bytes())?;
         }
         Ok(value)
     }
@@ -345,22 +357,25 @@ pub(super) fn may_bind(hospitals: &Hospitals, hospital: HospitalId) -> Result<()
     }
 }
 
-/// Settings that would make pgward misread statements are refused.
-pub(super) fn check_setting(name: &str, value: &str) -> Result<(), ErrorReply> {
+/// Settings that would make pgward misread statements are refused, where something is guarded;
+/// `reads_single_bytes`: servers are of UTF8, and convert what comes in another encoding.
+pub(super) fn check_setting(
+    name: &str,
+    value: &str,
+    reads_single_bytes: bool,
+) -> Result<(), ErrorReply> {
     match name {
-        "client_encoding" => {
-            let plain: String =
-                value.chars().filter(char::is_ascii_alphanumeric).collect::<String>();
-            let is_known = ["utf8", "unicode", "sqlascii"]
-                .iter()
-                .any(|known| plain.eq_ignore_ascii_case(known));
-            if is_known { Ok(()) } else { Err(refusals::unsupported_encoding(value)) }
-        }
+        "client_encoding" => match Encoding::named(value) {
+            Encoding::Utf8 => Ok(()),
+            Encoding::Single(_) if reads_single_bytes => Ok(()),
+            _ => Err(refusals::unsupported_encoding(value)),
+        },
         "standard_conforming_strings" => {
-            let is_on = ["on", "true", "yes", "1", "t", "y"]
-                .iter()
-                .any(|on| value.trim().eq_ignore_ascii_case(on));
-            if is_on { Ok(()) } else { Err(refusals::nonstandard_strings()) }
+            if params::is_on(value) {
+                Ok(())
+            } else {
+                Err(refusals::nonstandard_strings())
+            }
         }
         _ => Ok(()),
     }
@@ -377,12 +392,15 @@ mod tests {
             ("client_encoding", "utf-8", true),
             ("client_encoding", "SQL_ASCII", true),
             ("client_encoding", "SJIS", false),
-            ("client_encoding", "LATIN1", false),
+            ("client_encoding", "LATIN1", true),
+            ("client_encoding", "windows-1252", true),
+            ("client_encoding", "EUC_JP", false),
             ("standard_conforming_strings", "on", true),
             ("standard_conforming_strings", "off", false),
             ("work_mem", "off", true),
         ] {
-            assert_eq!(check_setting(name, value).is_ok(), is_ok, "{name}={value}");
+            assert_eq!(check_setting(name, value, true).is_ok(), is_ok, "{name}={value}");
         }
+        assert!(check_setting("client_encoding", "LATIN1", false).is_err());
     }
 }

@@ -110,6 +110,8 @@ impl Session {
             named: Vec::new(),
             has_failed: false,
             ledger_before: None,
+            encoding: None,
+            reported: Vec::new(),
             resets: Vec::new(),
         });
         if self.default_path.is_empty() {
@@ -253,7 +255,7 @@ impl Session {
         }
         if let Some(sql) = sql {
             match server.run(&sql).await {
-                Ok(Ok(())) => {}
+                Ok(Ok(())) => attached.encoding = None,
                 Ok(Err(error)) => return Err(Unattached::Server(error)),
                 Err(_) => {
                     let shard = attached.checkout.shard;
@@ -261,7 +263,7 @@ impl Session {
                 }
             }
         }
-        server.settings = want.clone();
+        attached.checkout.server.settings = want.clone();
         Ok(())
     }
 
@@ -317,7 +319,7 @@ impl Session {
         match unattached {
             Unattached::Refused(refusal) => {
                 self.services.metrics.on_refusal(refusal.sqlstate);
-                refusal.encode(self.output.tail());
+                refusal.in_ascii().encode(self.output.tail());
             }
             Unattached::Server(error) => match error.held_back {
                 Some(bytes) => self.output.push(&bytes),
@@ -336,7 +338,7 @@ fn send_pending(server: &mut ServerConn, pending: &Pending) {
     for statement in pending.statements() {
         server.prepared.parse_unnamed(None);
         server.send(Message::Parse, Expect::Swallow, |out| {
-            frontend::write_parse(out, b"", statement.as_bytes(), std::iter::empty());
+            frontend::write_parse(out, b"", statement, std::iter::empty());
         });
         server.send(Message::Bind, Expect::Swallow, |out| frontend::write_bind(out, b"", b""));
         server.send(Message::Execute, Expect::Swallow, |out| {

@@ -32,9 +32,9 @@ pub enum Block {
 #[derive(Debug, Default, Clone, PartialEq)]
 pub struct Pending {
     /// The client's own BEGIN, as sent.
-    pub begin: String,
+    pub begin: Box<[u8]>,
     modes: TransactionModes,
-    queue: Vec<String>,
+    queue: Vec<Box<[u8]>>,
     savepoints: Vec<(String, usize)>,
 }
 
@@ -51,17 +51,18 @@ pub enum Answer {
 
 impl Pending {
     /// BEGIN and the queue, in order.
-    pub fn statements(&self) -> impl Iterator<Item = &str> {
-        std::iter::once(self.begin.as_str()).chain(self.queue.iter().map(String::as_str))
+    pub fn statements(&self) -> impl Iterator<Item = &[u8]> {
+        std::iter::once(&*self.begin).chain(self.queue.iter().map(|text| &**text))
     }
 
     /// Something in it is more than a savepoint: statements may mean something else in it.
     pub fn has_settings(&self) -> bool {
-        let is_savepoint = |text: &String| {
-            let word = text.split_ascii_whitespace().next().unwrap_or_default();
-            word.eq_ignore_ascii_case("savepoint") || word.eq_ignore_ascii_case("release")
+        let is_savepoint = |text: &[u8]| {
+            let text = text.trim_ascii_start();
+            let word = text.split(u8::is_ascii_whitespace).next().unwrap_or_default();
+            word.eq_ignore_ascii_case(b"savepoint") || word.eq_ignore_ascii_case(b"release")
         };
-        !self.queue.iter().all(is_savepoint)
+        !self.queue.iter().all(|text| is_savepoint(text))
     }
 
     /// Its modes so far.
@@ -114,8 +115,9 @@ impl Block {
         *self = Self::Failed(None);
     }
 
-    /// Queues a statement that may stand before the first real one (SET LOCAL, SET CONSTRAINTS).
-    pub fn queue(&mut self, text: &str) -> Result<(), ErrorReply> {
+    /// Queues a statement that may stand before the first real one (SET LOCAL, SET CONSTRAINTS), in
+    /// the client's encoding: a server will have that by then.
+    pub fn queue(&mut self, text: &[u8]) -> Result<(), ErrorReply> {
         let Self::Pending(pending) = self else { return Ok(()) };
         if pending.queue.len() >= QUEUE_MAX {
             self.fail();
@@ -125,19 +127,19 @@ impl Block {
             )
             .with_hint("name the hospital earlier in the transaction"));
         }
-        pending.queue.push(text.to_owned());
+        pending.queue.push(text.into());
         Ok(())
     }
 
     /// Transaction control while no server is held; `text` is the statement as sent.
-    pub fn on_control(&mut self, control: &Transaction, text: &str) -> Answer {
+    pub fn on_control(&mut self, control: &Transaction, text: &[u8]) -> Answer {
         if let Self::Failed(_) = self {
             return self.on_control_failed(control);
         }
         match control {
             Transaction::Begin(modes) => match self {
                 Self::None => {
-                    let begin = text.to_owned();
+                    let begin = text.into();
                     *self = Self::Pending(Pending { begin, modes: *modes, ..Pending::default() });
                     Answer::Tag(if is_start(text) { "START TRANSACTION" } else { "BEGIN" })
                 }
@@ -199,7 +201,7 @@ impl Block {
         }
     }
 
-    fn savepoint(&mut self, name: &str, text: &str) -> Answer {
+    fn savepoint(&mut self, name: &str, text: &[u8]) -> Answer {
         let Self::Pending(pending) = self else {
             return Answer::Refused(needs_block("SAVEPOINT"));
         };
@@ -211,7 +213,7 @@ impl Block {
         }
     }
 
-    fn release(&mut self, name: &str, text: &str) -> Answer {
+    fn release(&mut self, name: &str, text: &[u8]) -> Answer {
         let Self::Pending(pending) = self else {
             return Answer::Refused(needs_block("RELEASE SAVEPOINT"));
         };
@@ -252,7 +254,7 @@ impl Block {
         }
     }
 
-    fn set_transaction(&mut self, modes: TransactionModes, text: &str) -> Answer {
+    fn set_transaction(&mut self, modes: TransactionModes, text: &[u8]) -> Answer {
         let Self::Pending(pending) = self else {
             return Answer::Warned(only_in_block("SET TRANSACTION"), "SET");
         };
@@ -269,8 +271,8 @@ impl Block {
     }
 }
 
-fn is_start(text: &str) -> bool {
-    text.trim_start().get(..5).is_some_and(|word| word.eq_ignore_ascii_case("start"))
+fn is_start(text: &[u8]) -> bool {
+    text.trim_ascii_start().get(..5).is_some_and(|word| word.eq_ignore_ascii_case(b"start"))
 }
 
 fn warning(sqlstate: &'static str, message: &str) -> ErrorReply {
@@ -309,13 +311,13 @@ mod tests {
 
     fn begin() -> Block {
         let mut block = Block::None;
-        block.on_control(&Transaction::Begin(TransactionModes::default()), "BEGIN");
+        block.on_control(&Transaction::Begin(TransactionModes::default()), b"BEGIN");
         block
     }
 
     fn queue(block: &Block) -> Vec<&str> {
         match block {
-            Block::Pending(pending) => pending.statements().collect(),
+            Block::Pending(pending) => pending.statements().flat_map(std::str::from_utf8).collect(),
             other => panic!("expected a pending block, got {other:?}"),
         }
     }
@@ -325,9 +327,9 @@ mod tests {
         let mut block = begin();
         assert_eq!(block.status(), TxnStatus::Open);
         let commit = Transaction::Commit { chain: false };
-        assert_eq!(block.on_control(&commit, "COMMIT"), Answer::Tag("COMMIT"));
+        assert_eq!(block.on_control(&commit, b"COMMIT"), Answer::Tag("COMMIT"));
         assert_eq!(block.status(), TxnStatus::Idle);
-        assert!(matches!(block.on_control(&commit, "COMMIT"), Answer::Warned(_, "COMMIT")));
+        assert!(matches!(block.on_control(&commit, b"COMMIT"), Answer::Warned(_, "COMMIT")));
     }
 
     #[test]
@@ -337,26 +339,26 @@ mod tests {
         assert_eq!(block.status(), TxnStatus::Failed);
         let savepoint = Transaction::Savepoint("s".into());
         assert!(
-            matches!(block.on_control(&savepoint, ""), Answer::Refused(r) if r.sqlstate == "25P02")
+            matches!(block.on_control(&savepoint, b""), Answer::Refused(r) if r.sqlstate == "25P02")
         );
         let commit = Transaction::Commit { chain: false };
-        assert_eq!(block.on_control(&commit, "COMMIT"), Answer::Tag("ROLLBACK"));
+        assert_eq!(block.on_control(&commit, b"COMMIT"), Answer::Tag("ROLLBACK"));
         assert_eq!(block.status(), TxnStatus::Idle);
     }
 
     #[test]
     fn rollback_to_revives_a_failed_block_with_its_queue_cut() {
         let mut block = begin();
-        block.on_control(&Transaction::Savepoint("a".into()), "SAVEPOINT a");
-        block.queue("SET LOCAL x = 1").unwrap();
-        block.on_control(&Transaction::Savepoint("b".into()), "SAVEPOINT b");
+        block.on_control(&Transaction::Savepoint("a".into()), b"SAVEPOINT a");
+        block.queue(b"SET LOCAL x = 1").unwrap();
+        block.on_control(&Transaction::Savepoint("b".into()), b"SAVEPOINT b");
         block.fail();
         assert_eq!(
-            block.on_control(&Transaction::RollbackTo("a".into()), ""),
+            block.on_control(&Transaction::RollbackTo("a".into()), b""),
             Answer::Tag("ROLLBACK")
         );
         assert_eq!(queue(&block), ["BEGIN", "SAVEPOINT a"]);
-        let gone = block.on_control(&Transaction::RollbackTo("b".into()), "");
+        let gone = block.on_control(&Transaction::RollbackTo("b".into()), b"");
         assert!(matches!(gone, Answer::Refused(r) if r.sqlstate == "3B001"));
         assert_eq!(block.status(), TxnStatus::Failed);
     }
@@ -364,23 +366,23 @@ mod tests {
     #[test]
     fn a_block_whose_server_was_lost_can_only_end() {
         let mut block = begin();
-        block.on_control(&Transaction::Savepoint("a".into()), "SAVEPOINT a");
+        block.on_control(&Transaction::Savepoint("a".into()), b"SAVEPOINT a");
         block.lose();
-        let back = block.on_control(&Transaction::RollbackTo("a".into()), "");
+        let back = block.on_control(&Transaction::RollbackTo("a".into()), b"");
         assert!(matches!(back, Answer::Refused(r) if r.sqlstate == "40001"));
         let rollback = Transaction::Rollback { chain: false };
-        assert_eq!(block.on_control(&rollback, ""), Answer::Tag("ROLLBACK"));
+        assert_eq!(block.on_control(&rollback, b""), Answer::Tag("ROLLBACK"));
     }
 
     #[test]
     fn a_released_savepoint_is_gone_but_its_work_stays() {
         let mut block = begin();
-        block.on_control(&Transaction::Savepoint("a".into()), "SAVEPOINT a");
-        block.queue("SET LOCAL x = 1").unwrap();
+        block.on_control(&Transaction::Savepoint("a".into()), b"SAVEPOINT a");
+        block.queue(b"SET LOCAL x = 1").unwrap();
         let release = Transaction::Release("a".into());
-        assert_eq!(block.on_control(&release, "RELEASE a"), Answer::Tag("RELEASE"));
+        assert_eq!(block.on_control(&release, b"RELEASE a"), Answer::Tag("RELEASE"));
         assert_eq!(queue(&block), ["BEGIN", "SAVEPOINT a", "SET LOCAL x = 1", "RELEASE a"]);
-        let back = block.on_control(&Transaction::RollbackTo("a".into()), "");
+        let back = block.on_control(&Transaction::RollbackTo("a".into()), b"");
         assert!(matches!(back, Answer::Refused(r) if r.sqlstate == "3B001"));
     }
 
@@ -390,10 +392,10 @@ mod tests {
         let defaults = TransactionModes::default();
         assert_eq!(block.view(defaults), route::Block::ReadWrite);
         let modes = TransactionModes { read_only: Some(true), ..defaults };
-        block.on_control(&Transaction::SetTransaction(modes), "SET TRANSACTION READ ONLY");
+        block.on_control(&Transaction::SetTransaction(modes), b"SET TRANSACTION READ ONLY");
         assert_eq!(block.view(defaults), route::Block::ReadOnly);
         let modes = TransactionModes { isolation: Some(Isolation::Serializable), ..defaults };
-        block.on_control(&Transaction::SetTransaction(modes), "SET TRANSACTION ...");
+        block.on_control(&Transaction::SetTransaction(modes), b"SET TRANSACTION ...");
         assert_eq!(
             block.view(defaults),
             route::Block::Snapshot { read_only: true, serializable: true }

@@ -26,9 +26,11 @@ mod run;
 mod settle;
 pub mod statements;
 mod timeouts;
+mod told;
 pub mod welcome;
 pub mod writes;
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
@@ -46,7 +48,8 @@ use crate::shard_map::ShardMap;
 use crate::shard_map::source::MapStore;
 use crate::sql::{Analyzer, Isolation, TransactionModes};
 use crate::wire::backend::ErrorReply;
-use crate::wire::{self, backend, frontend, sqlstate};
+use crate::wire::encoding::Encoding;
+use crate::wire::{self, frontend, sqlstate};
 use block::Block;
 use directory::{Client, Directory};
 use params::Ledger;
@@ -111,6 +114,11 @@ pub struct Session {
     client: Arc<Client>,
     pools: Arc<UserPools>,
     ledger: Ledger,
+    told: told::Told,
+    /// How its texts are written, by the ledger; see [`Self::encoding`].
+    encoding: Encoding,
+    /// A backslash in a plain literal is an escape: standard_conforming_strings is off.
+    has_escapes: bool,
     /// Meaning of names under the ledger's search_path and role.
     names: Arc<Names>,
     /// search_path of a server that nobody has set.
@@ -177,6 +185,10 @@ pub(crate) struct Attached {
     has_failed: bool,
     /// The settings before a batch that has failed, which go with it.
     ledger_before: Option<Box<Ledger>>,
+    /// The client_encoding that it reported last, whatever set it.
+    encoding: Option<Encoding>,
+    /// Settings that it reported since the last ReadyForQuery.
+    reported: Vec<(String, String)>,
     /// Settings that went to the server's default, and are to go to the session's startup value.
     resets: Vec<String>,
 }
@@ -399,9 +411,14 @@ impl Session {
             role => role,
         };
         let role = role.unwrap_or(&self.user.server.user);
+        self.encoding =
+            self.ledger.value("client_encoding").map_or(Encoding::Utf8, Encoding::named);
+        let strings = self.ledger.value("standard_conforming_strings");
+        self.has_escapes = strings.is_some_and(|value| !params::is_on(value));
         let mut literals = String::new();
         for name in params::OF_LITERALS {
-            if let Some(value) = self.ledger.value(name) {
+            let is_usual = name == "standard_conforming_strings" && !self.has_escapes;
+            if let Some(value) = self.ledger.value(name).filter(|_| !is_usual) {
                 literals.extend([name, "=", value, ";"]);
             }
         }
@@ -412,8 +429,35 @@ impl Session {
         }
     }
 
+    /// How the client's next text is written: what the server that is held says counts.
+    fn encoding(&self) -> Encoding {
+        let held = self.attached.as_ref().or(self.pinned.as_ref());
+        held.map_or(self.encoding, |held| self.encoding_on(held))
+    }
+
+    /// How texts are written to a server that is held.
+    fn encoding_on(&self, attached: &Attached) -> Encoding {
+        attached.encoding.unwrap_or(self.encoding)
+    }
+
+    /// The SQL text of a Query or Parse.
+    fn decode<'a>(&self, sql: &'a [u8]) -> Result<Cow<'a, str>, ErrorReply> {
+        let encoding = self.encoding();
+        encoding.decode(sql).ok_or_else(|| invalid_text(encoding))
+    }
+
+    /// Literals in this text may end elsewhere than pgward's grammar has it.
+    fn is_unreadable(&self, sql: &str) -> bool {
+        self.has_escapes && sql.contains('\\')
+    }
+
     /// A refusal: made real on a server that is in a transaction, else answered here.
     fn refuse(&mut self, refusal: ErrorReply) {
+        let refusal = match self.encoding() {
+            Encoding::Utf8 => refusal,
+            // It may quote a name.
+            _ => refusal.in_ascii(),
+        };
         self.services.metrics.on_refusal(refusal.sqlstate);
         match &mut self.attached {
             Some(attached) => attach::make_real(attached, refusal),
@@ -429,7 +473,7 @@ impl Session {
         if self.attached.is_some() {
             return self.sync_server().await;
         }
-        backend::write_ready_for_query(self.output.tail(), self.block.status());
+        self.write_ready();
         Ok(())
     }
 }
@@ -449,10 +493,11 @@ pub(crate) fn violation(error: &wire::Error) -> ErrorReply {
         .with_hint("check the client's driver; the connection is closed")
 }
 
-/// The SQL text of a Query or Parse, which must be UTF-8.
-fn utf8(sql: &[u8]) -> Result<&str, ErrorReply> {
-    std::str::from_utf8(sql).map_err(|_| {
-        ErrorReply::error("22021", "statement text is not valid UTF-8")
-            .with_hint("use client_encoding UTF8")
-    })
+/// A text that is none in the client's encoding, or that only a server can read.
+fn invalid_text(encoding: Encoding) -> ErrorReply {
+    let message = match encoding {
+        Encoding::Utf8 => "statement text is not valid UTF-8",
+        _ => "statement text is not readable in client_encoding",
+    };
+    ErrorReply::error("22021", message).with_hint("use client_encoding UTF8")
 }

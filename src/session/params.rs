@@ -23,15 +23,32 @@ pub fn is_of_names(name: &str) -> bool {
 
 /// Settings that decide what literals in a statement mean. They are read when it is parsed, so
 /// sessions that differ in one share no prepared statement.
-pub const OF_LITERALS: [&str; 7] = [
+pub const OF_LITERALS: [&str; 8] = [
     "array_nulls",
     "datestyle",
     "intervalstyle",
     "lc_monetary",
+    "standard_conforming_strings",
     "timezone",
     "transform_null_equals",
     "xmloption",
 ];
+
+/// Settings beside those that servers report, and the client is told at once.
+const REPORTED: [&str; 3] =
+    ["application_name", "client_encoding", "default_transaction_read_only"];
+
+/// Its value counts even where it ends with the transaction.
+fn is_kept_locally(name: &str) -> bool {
+    is_of_names(name) || OF_LITERALS.contains(&name) || REPORTED.contains(&name)
+}
+
+/// A boolean as Postgres reads it, of what it accepts.
+pub fn is_on(value: &str) -> bool {
+    let value = value.trim().to_ascii_lowercase();
+    matches!(value.as_str(), "on" | "1")
+        || (!value.is_empty() && ["true", "yes"].iter().any(|word| word.starts_with(&*value)))
+}
 
 /// Is this a setting of the transaction? It ends with it, however it was set.
 pub fn is_of_transaction(name: &str) -> bool {
@@ -43,12 +60,26 @@ pub fn is_of_role(name: &str) -> bool {
     matches!(name, "role" | "session_authorization")
 }
 
+/// Does this setting decide how the bytes of a text are read?
+pub fn is_of_text(name: &str) -> bool {
+    matches!(name, "client_encoding" | "standard_conforming_strings")
+}
+
 /// Do names mean something else behind a statement with this effect?
 pub fn changes_names(effect: &Effect) -> bool {
     match effect {
         Effect::Set(settings) => settings.iter().any(|setting| is_of_names(&setting.name)),
         Effect::Reset(name) => is_of_names(name),
         Effect::ResetAll | Effect::Discard(_) => true,
+        _ => false,
+    }
+}
+
+/// As [`changes_names`], of how texts are read, but for what resets all.
+pub fn changes_text(effect: &Effect) -> bool {
+    match effect {
+        Effect::Set(settings) => settings.iter().any(|setting| is_of_text(&setting.name)),
+        Effect::Reset(name) => is_of_text(name),
         _ => false,
     }
 }
@@ -111,7 +142,7 @@ impl Ledger {
         &self.current
     }
 
-    /// A setting that [`is_of_names`] or is one [`OF_LITERALS`], as it holds for the next statement; `None`: the default.
+    /// A setting that [`is_kept_locally`], as it holds for the next statement; `None`: the default.
     pub fn value(&self, name: &str) -> Option<&str> {
         match self.local.get(name) {
             Some(value) => value.as_deref(),
@@ -147,7 +178,7 @@ impl Ledger {
 
     /// SET LOCAL, or set_config(.., true): until the transaction ends.
     pub fn set_local(&mut self, name: &str, value: Option<&str>) {
-        if is_of_names(name) || OF_LITERALS.contains(&name) {
+        if is_kept_locally(name) {
             let value = match (name, value) {
                 ("datestyle", Some(value)) => Some(merge_date_style(self.value(name), value)),
                 (_, value) => value.map(str::to_owned),
@@ -186,7 +217,7 @@ impl Ledger {
 
     /// RESET ALL: all but what belongs to the role, as Postgres does.
     pub fn reset_all(&mut self) {
-        for name in OF_LITERALS.into_iter().chain(["search_path"]) {
+        for name in OF_LITERALS.into_iter().chain(REPORTED).chain(["search_path"]) {
             self.end_local(name);
         }
         let startup = self.startup.clone();
@@ -302,6 +333,51 @@ impl Ledger {
             })
     }
 
+    /// Nothing is set beyond what the session began with.
+    pub fn is_as_at_start(&self) -> bool {
+        let is_same = Arc::ptr_eq(&self.current, &self.startup) || self.current == self.startup;
+        is_same && self.local.is_empty()
+    }
+
+    /// What holds after an error in the open block: it undoes what came behind the last savepoint.
+    pub fn failed(&self) -> Self {
+        let mut failed = self.clone();
+        let is_savepoint = |undo: &Undo| matches!(undo, Undo::Savepoint(_));
+        failed.undo_down_to(self.log.iter().rposition(is_savepoint).map_or(0, |at| at + 1));
+        failed
+    }
+
+    /// A server shows the setting as `value`, where this may have it in another spelling. `true`: it
+    /// has.
+    pub fn confirm(&mut self, name: &str, value: &str) -> bool {
+        let is_other = |known: &String| known != value;
+        match self.local.get(name) {
+            Some(Some(known)) if is_other(known) => {
+                Arc::make_mut(&mut self.local).insert(name.to_owned(), Some(value.to_owned()));
+            }
+            Some(_) => return false,
+            None if self.current.get(name).is_some_and(is_other) => {
+                Arc::make_mut(&mut self.current).insert(name.to_owned(), value.to_owned());
+            }
+            None => return false,
+        }
+        true
+    }
+
+    /// As [`Self::may_undo_names`], of how texts are read.
+    pub fn may_undo_text(&self) -> bool {
+        let names = ["client_encoding", "standard_conforming_strings"];
+        let is_local = |name: &&str| self.local.contains_key(*name);
+        let is_changed = |undo: &Undo| match undo {
+            Undo::Settings(old) => {
+                names.iter().any(|name| old.get(*name) != self.current.get(*name))
+            }
+            Undo::Local(old) => *old != self.local,
+            Undo::Hospital { .. } | Undo::Savepoint(_) => false,
+        };
+        names.iter().any(is_local) || self.log.iter().any(is_changed)
+    }
+
     /// Something was changed since the transaction began.
     pub fn is_changed(&self) -> bool {
         !self.log.is_empty() || self.local_hospital.is_some()
@@ -354,7 +430,7 @@ pub fn replay(have: &SettingsMap, want: &SettingsMap) -> Option<String> {
 
 /// The DateStyle that `new` makes of `old`: each may give the format, the order of day and month,
 /// or both, and what `new` leaves out stays.
-fn merge_date_style(old: Option<&str>, new: &str) -> String {
+pub fn merge_date_style(old: Option<&str>, new: &str) -> String {
     /// (format, order); the last one counts, `None` where a word is neither.
     fn halves(text: &str) -> Option<(Option<&'static str>, Option<&'static str>)> {
         let (mut format, mut order) = (None, None);
@@ -395,21 +471,38 @@ fn push(sql: &mut String, statement: &str) {
     sql.push_str(statement);
 }
 
-/// A string literal that means the same whatever standard_conforming_strings is.
+/// A string literal that means the same whatever standard_conforming_strings and client_encoding are.
 pub fn quote_literal(text: &str) -> String {
     let doubled = text.replace('\'', "''");
-    if text.contains('\\') {
-        format!("E'{}'", doubled.replace('\\', "\\\\"))
-    } else {
-        format!("'{doubled}'")
+    if text.is_ascii() && !text.contains('\\') {
+        return format!("'{doubled}'");
     }
+    let mut escaped = String::with_capacity(doubled.len() + 8);
+    for c in doubled.chars() {
+        match c {
+            '\\' => escaped.push_str("\\\\"),
+            c if c.is_ascii() => escaped.push(c),
+            c => escaped.push_str(&format!("\\U{:08X}", u32::from(c))),
+        }
+    }
+    format!("E'{escaped}'")
 }
 
-/// A setting's name, each part quoted: `app."x"`.
+/// A setting's name, each part quoted: `app."x"`; in ASCII, as [`quote_literal`].
 pub fn quote_name(name: &str) -> String {
-    let parts: Vec<_> =
-        name.split('.').map(|part| format!("\"{}\"", part.replace('"', "\"\""))).collect();
-    parts.join(".")
+    let quote = |part: &str| {
+        let doubled = part.replace('"', "\"\"");
+        if part.is_ascii() {
+            return format!("\"{doubled}\"");
+        }
+        let escape = |c: char| match c {
+            '\\' => "\\\\".to_owned(),
+            c if c.is_ascii() => c.to_string(),
+            c => format!("\\+{:06X}", u32::from(c)),
+        };
+        format!("U&\"{}\"", doubled.chars().map(escape).collect::<String>())
+    };
+    name.split('.').map(quote).collect::<Vec<_>>().join(".")
 }
 
 #[cfg(test)]
@@ -569,6 +662,41 @@ mod tests {
     }
 
     #[test]
+    fn a_failed_block_is_as_at_its_last_savepoint() {
+        let mut ledger = ledger();
+        ledger.set("timezone", "a");
+        ledger.savepoint("s");
+        ledger.set("timezone", "b");
+        ledger.set_local("timezone", Some("c"));
+        assert_eq!(ledger.failed().value("timezone"), Some("a"));
+        assert_eq!(ledger.value("timezone"), Some("c"));
+        ledger.release("s");
+        assert_eq!(ledger.failed().value("timezone"), None);
+    }
+
+    #[test]
+    fn the_spelling_of_a_server_takes_the_place_of_the_clients() {
+        let mut ledger = ledger();
+        ledger.set("timezone", "utc");
+        ledger.commit();
+        assert!(ledger.confirm("timezone", "UTC") && !ledger.confirm("timezone", "UTC"));
+        ledger.set_local("timezone", Some("cet"));
+        assert!(ledger.confirm("timezone", "CET"));
+        assert_eq!(ledger.value("timezone"), Some("CET"));
+        ledger.commit();
+        assert_eq!(ledger.value("timezone"), Some("UTC"));
+        assert!(!ledger.confirm("datestyle", "ISO"), "nobody has set it");
+    }
+
+    #[test]
+    fn booleans_are_read_as_postgres_reads_them() {
+        for (text, want) in [("on", true), ("T", true), ("ye", true), ("1", true), ("o", false)] {
+            assert_eq!(is_on(text), want, "{text}");
+        }
+        assert!(!is_on("") && !is_on("off") && !is_on("no"));
+    }
+
+    #[test]
     fn the_log_grows_with_savepoints_only() {
         let mut ledger = ledger();
         for n in 0..1_000 {
@@ -581,6 +709,12 @@ mod tests {
         ledger.rollback();
         assert!(!ledger.settings().contains_key("a"));
         assert_eq!(ledger.value("search_path"), None);
+    }
+
+    #[test]
+    fn what_is_replayed_is_ascii_whatever_it_says() {
+        assert_eq!(quote_literal("caf\u{e9} \\ it's"), "E'caf\\U000000E9 \\\\ it''s'");
+        assert_eq!(quote_name("app.caf\u{e9}"), "\"app\".U&\"caf\\+0000E9\"");
     }
 
     #[test]

@@ -5,7 +5,8 @@ use super::relay::{Relayed, Running, Until};
 use super::run::Run;
 use super::settle::send_sync;
 use super::statements::Kept;
-use super::{Attached, End, Session, batch, params, utf8, violation};
+use super::{Attached, End, Services, Session, batch, params, violation};
+use crate::auth::users::User;
 use crate::catalog::Snapshot;
 use crate::route::{Bound, Role, Route, TextValues, Values, refusals, refuse_text};
 use crate::server::{Expect, Message};
@@ -60,7 +61,7 @@ impl Session {
             }
             Ok(Plan::Answered) => {
                 self.input.advance(total);
-                backend::write_ready_for_query(self.output.tail(), self.block.status());
+                self.write_ready();
                 Ok(())
             }
             Ok(Plan::Run(run)) => self.run_query(Message::Query, total, run).await,
@@ -194,10 +195,14 @@ impl Session {
         let body = &self.input.as_slice()[HEADER_BYTES..total];
         // `on_query` has read it once: a malformed one does not come here.
         let sql = frontend::Query::read(body).map(|query| query.sql).unwrap_or_default();
-        let sql = match utf8(sql) {
-            Ok(sql) => sql,
+        let sql = match self.decode(sql) {
+            Ok(sql) if self.is_unreadable(&sql) => Err(refusals::nonstandard_strings()),
+            decoded => decoded,
+        };
+        let sql = match &sql {
+            Ok(sql) => &**sql,
             Err(_) if self.is_unguarded() => return Ok(Look::Run(unread())),
-            Err(refusal) => return Err(plain(refusal)),
+            Err(refusal) => return Err(plain(refusal.clone())),
         };
         let snapshot = self.services.catalog.current();
         let context = crate::sql::Context {
@@ -274,9 +279,7 @@ impl Session {
 
     /// Nothing is guarded: one shard, and an application that is trusted with any hospital.
     pub(super) fn is_unguarded(&self) -> bool {
-        self.services.config.load().guard.mode == crate::route::GuardMode::Route
-            && self.services.map.peek().shards().len() == 1
-            && self.user.rights.hospitals == crate::route::Hospitals::Any
+        is_unguarded(&self.services, &self.user)
     }
 
     /// In a failed block only its end is accepted; `ends_before`: it ended earlier in the request.
@@ -358,10 +361,11 @@ impl Session {
             };
             let is_behind_batch = attached.checkout.server.pipeline().is_unsynced();
             let may_rerun = self.begin(&mut attached, &run, true);
+            let encoding = self.encoding_on(&attached);
             let server = &mut *attached.checkout.server;
             if let Some(rewrite) = &run.rewrite {
                 let max = self.services.config.load().pool.max_prepared_statements;
-                batch::send_rewrite(server, rewrite, max);
+                batch::send_rewrite(server, rewrite, max, encoding);
             } else {
                 let frame = &self.input.as_slice()[..total];
                 server.send(message, Expect::Forward, |out| out.extend_from_slice(frame));
@@ -396,12 +400,19 @@ impl Session {
                 Relayed::Lost => {
                     self.input.advance(kept);
                     self.on_lost(attached, &run, &running)?;
-                    backend::write_ready_for_query(self.output.tail(), self.block.status());
+                    self.write_ready();
                     return Ok(());
                 }
             }
         }
     }
+}
+
+/// As [`Session::is_unguarded`], of a login.
+pub(super) fn is_unguarded(services: &Services, user: &User) -> bool {
+    services.config.load().guard.mode == crate::route::GuardMode::Route
+        && services.map.peek().shards().len() == 1
+        && user.rights.hospitals == crate::route::Hospitals::Any
 }
 
 /// A text that can't be read, where nothing is guarded.

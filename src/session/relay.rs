@@ -16,6 +16,7 @@ use super::{Attached, End, OUTPUT_BYTES_MAX, READ_AHEAD_BYTES, Session};
 use crate::route::refusals;
 use crate::server::{self, Copy, Reply};
 use crate::wire::TxnStatus;
+use crate::wire::encoding::Encoding;
 
 /// Bytes for the client that go out even while more is coming.
 const WRITE_BYTES: usize = 64 << 10;
@@ -240,11 +241,13 @@ impl Session {
         attached: &mut Attached,
         running: &mut Running,
     ) -> Result<(), server::Error> {
-        let server = &mut *attached.checkout.server;
-        while let Some(reply) = server.next_reply(&mut self.output)? {
+        while let Some(reply) = attached.checkout.server.next_reply(&mut self.output)? {
+            let server = &mut *attached.checkout.server;
             match reply {
                 Reply::Ready { status, .. } => {
                     running.ready = Some(status);
+                    running.has_changed |= self.confirm_reported(attached);
+                    let server = &mut *attached.checkout.server;
                     if server.pipeline().is_empty() {
                         // The request has its one ReadyForQuery. What a server says behind it is
                         // for nobody: `settle` finds it unclean.
@@ -326,7 +329,12 @@ impl Session {
                 Reply::CopyIn => {
                     (running.is_copy_ended, running.is_copy_refused) = (false, false);
                     running.watch = None;
+                    let encoding = attached.encoding.unwrap_or(self.encoding);
                     match attached.effects.front() {
+                        // A delimiter may be half a character.
+                        Some(Confirmed::Copy(..)) if encoding == Encoding::Other => {
+                            copy::refuse(server, running, refusals::unreadable_row());
+                        }
                         Some(Confirmed::Copy(check, hospital)) => {
                             running.watch = Some(Box::new(Watch::new(*check, *hospital)));
                         }
@@ -335,7 +343,7 @@ impl Session {
                         _ => copy::refuse(server, running, refusals::internal()),
                     }
                 }
-                Reply::Parameter { .. } => {}
+                Reply::Parameter { name, value } => self.on_parameter(attached, &name, &value),
             }
         }
         Ok(())

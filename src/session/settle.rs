@@ -15,7 +15,7 @@ use crate::config::PoolMode;
 use crate::route::{Role, Route, refusals};
 use crate::server::{Expect, Message, Reply, ServerConn};
 use crate::shard_map::ShardId;
-use crate::wire::backend::{self, ErrorReply};
+use crate::wire::backend::ErrorReply;
 use crate::wire::{TxnStatus, frontend, sqlstate};
 
 /// Time for a client to take its last word.
@@ -50,7 +50,11 @@ impl Session {
                 attached.pins.insert(Pin::SessionMode);
             }
         }
+        let is_ready = running.ready.is_some();
         self.settle(attached, run, running);
+        if is_ready && self.attached.is_none() {
+            self.tell_settings_before_ready();
+        }
     }
 
     /// Keeps the server in a transaction, else lets it go.
@@ -167,7 +171,7 @@ impl Session {
                 None => self.reset_statement(name, *is_local),
             };
             // A full queue has failed the block, which the status tells.
-            if self.block.queue(&text).is_err() {
+            if self.block.queue(text.as_bytes()).is_err() {
                 return;
             }
         }
@@ -265,6 +269,9 @@ impl Session {
         let farewell = loop {
             match server.next_reply(&mut self.output) {
                 Ok(Some(Reply::Error(error))) => break error.held_back,
+                Ok(Some(Reply::Parameter { name, value })) => {
+                    self.told.tell(self.output.tail(), &name, &value);
+                }
                 Ok(Some(_)) => {}
                 Ok(None) if server.is_broken() => break None,
                 Ok(None) => return Ok(()),
@@ -402,7 +409,7 @@ impl Session {
         match self.relay(&mut attached, &mut running, Until::Settled, 0).await? {
             Relayed::Lost => {
                 self.on_lost(attached, &run, &running)?;
-                backend::write_ready_for_query(self.output.tail(), self.block.status());
+                self.write_ready();
             }
             _ => self.finish(attached, &run, running).await,
         }

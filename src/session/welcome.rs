@@ -17,8 +17,10 @@ use super::directory::{Client, Newcomer};
 use super::login::Login;
 use super::params::{self, Ledger};
 use super::pins::Pin;
+use super::query::is_unguarded;
 use super::run::Run;
 use super::statements::{Names, Statements};
+use super::told::Told;
 use super::{End, Services, Session, answer};
 use crate::config::PoolMode;
 use crate::net::{Buffer, Stream};
@@ -27,6 +29,7 @@ use crate::route::{Hospitals, Role, Route, refusals};
 use crate::server::{self, ServerError, SettingsMap};
 use crate::shard_map::HospitalId;
 use crate::wire::backend::{self, ErrorReply};
+use crate::wire::encoding::Encoding;
 use crate::wire::{TxnStatus, sqlstate};
 
 /// Distinct startup settings that are remembered.
@@ -48,9 +51,11 @@ pub struct Greetings {
 
 /// What a server says of itself to one server user.
 #[derive(Debug, Default)]
-struct Learnt {
-    parameters: Vec<(String, String)>,
-    search_path: Arc<str>,
+pub(super) struct Learnt {
+    /// Settings that it reports.
+    pub parameters: Vec<(String, String)>,
+    /// The one that nobody has set.
+    pub search_path: Arc<str>,
 }
 
 impl Default for Greetings {
@@ -119,6 +124,9 @@ pub async fn welcome(
         input: login.buffer,
         output: Buffer::default(),
         ledger: Ledger::new(settings.clone(), hospital),
+        told: Told::new(learnt.clone(), settings.clone()),
+        encoding: Encoding::Utf8,
+        has_escapes: false,
         names: Arc::new(Names::default()),
         default_path: learnt.search_path.clone(),
         statements: Statements::default(),
@@ -153,7 +161,8 @@ pub async fn welcome(
     session.renew_names();
     let (learnt, settings) = greeting;
     let (pid, key) = (session.client.pid, &session.client.key);
-    greet(session.output.tail(), &learnt.parameters, &settings, notice.as_ref(), (pid, key));
+    session.told = Told::new(learnt, settings);
+    greet(session.output.tail(), &session.told, notice.as_ref(), (pid, key));
     session.is_greeted = true;
     Ok(session)
 }
@@ -195,9 +204,12 @@ impl Session {
         });
         let mut settings = SettingsMap::new();
         let is_any_fine = self.is_unguarded();
-        for (name, value) in startup {
+        // What the server says to the others is to be read as UTF-8.
+        let (last, first): (Vec<_>, Vec<_>) =
+            startup.iter().partition(|(name, _)| name == "client_encoding");
+        for (name, value) in first.into_iter().chain(last) {
             if !is_any_fine {
-                answer::check_setting(name, value)?;
+                answer::check_setting(name, value, learnt.reads_single_bytes())?;
             }
             let value = match name.as_str() {
                 "application_name" => &application_name(value),
@@ -232,6 +244,12 @@ impl Session {
 }
 
 impl Learnt {
+    /// Its encoding is UTF8: it converts what comes in another.
+    pub fn reads_single_bytes(&self) -> bool {
+        let mut encodings = self.parameters.iter().filter(|(name, _)| name == "server_encoding");
+        encodings.all(|(_, value)| value == "UTF8")
+    }
+
     /// The server reports this value of the setting by itself.
     fn has(&self, name: &str, value: &str) -> bool {
         self.parameters.iter().any(|(n, v)| n.eq_ignore_ascii_case(name) && v == value)
@@ -259,8 +277,11 @@ async fn prepare(
 ) -> Result<(Arc<Learnt>, Arc<SettingsMap>), ErrorReply> {
     let learnt = learn(services, login, pools).await?;
     let mut settings = SettingsMap::new();
+    let is_any_fine = is_unguarded(services, &login.user);
     for (name, value) in &login.startup.settings {
-        answer::check_setting(name, value)?;
+        if !is_any_fine {
+            answer::check_setting(name, value, learnt.reads_single_bytes())?;
+        }
         let value = match name.as_str() {
             // Any value is good, and there may be as many as there are clients.
             "application_name" => application_name(value),
@@ -342,7 +363,7 @@ async fn check(
 }
 
 /// As Postgres keeps it: cut, and printable ASCII only.
-fn application_name(value: &str) -> String {
+pub(super) fn application_name(value: &str) -> String {
     let mut end = value.len().min(NAME_BYTES_MAX);
     while !value.is_char_boundary(end) {
         end -= 1;
@@ -361,23 +382,12 @@ fn truncation(value: &str) -> Option<ErrorReply> {
 }
 
 /// AuthenticationOk to ReadyForQuery; `key` is the process id and its cancel key.
-fn greet(
-    out: &mut BytesMut,
-    parameters: &[(String, String)],
-    settings: &SettingsMap,
-    notice: Option<&ErrorReply>,
-    (pid, key): (i32, &[u8]),
-) {
+fn greet(out: &mut BytesMut, told: &Told, notice: Option<&ErrorReply>, (pid, key): (i32, &[u8])) {
     backend::write_authentication_ok(out);
     if let Some(notice) = notice {
         notice.encode(out);
     }
-    for (name, value) in parameters {
-        let value = match name.as_str() {
-            // pgward answers for the primary, whichever server it learnt from.
-            "in_hot_standby" | "default_transaction_read_only" => "off",
-            _ => settings.get(&name.to_ascii_lowercase()).map_or(value.as_str(), String::as_str),
-        };
+    for (name, value) in told.greeting() {
         backend::write_parameter_status(out, name, value);
     }
     backend::write_backend_key_data(out, pid, key);

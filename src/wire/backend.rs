@@ -108,6 +108,16 @@ impl ErrorReply {
         self
     }
 
+    /// In words that every client encoding has: what is not ASCII is a question mark.
+    pub fn in_ascii(self) -> Self {
+        let ascii = |text: String| match text.is_ascii() {
+            true => text,
+            false => text.replace(|c: char| !c.is_ascii(), "?"),
+        };
+        let (detail, hint) = (self.detail.map(ascii), self.hint.map(ascii));
+        Self { message: ascii(self.message), detail, hint, ..self }
+    }
+
     /// Adds a hint line.
     pub fn with_hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());
@@ -201,6 +211,17 @@ pub fn write_parameter_description(out: &mut BytesMut, types: &[u32]) {
 /// Appends ParameterStatus.
 pub fn write_parameter_status(out: &mut BytesMut, name: &str, value: &str) {
     put(out, startup::ParameterStatus::new(text(name).into_owned(), text(value).into_owned()));
+}
+
+/// As [`write_parameter_status`], of a value in the client's encoding.
+pub fn write_parameter_bytes(out: &mut BytesMut, name: &str, value: &[u8]) {
+    let length = 4 + name.len() + 1 + value.len() + 1;
+    out.extend_from_slice(b"S");
+    out.extend_from_slice(&u32::try_from(length).unwrap_or(u32::MAX).to_be_bytes());
+    for text in [name.as_bytes(), value] {
+        out.extend_from_slice(text);
+        out.extend_from_slice(b"\0");
+    }
 }
 
 /// Appends BackendKeyData. A key has 4 to 256 bytes; protocol 3.0 clients expect 4.
@@ -348,15 +369,14 @@ pub fn read_ready_for_query(body: &[u8]) -> Result<TxnStatus, Error> {
     Ok(status)
 }
 
-/// Reads ParameterStatus's body as (name, value).
-pub fn read_parameter_status(body: &[u8]) -> Result<(&str, &str), Error> {
+/// Reads ParameterStatus's body as (name, value); the value is in the client's encoding.
+pub fn read_parameter_status(body: &[u8]) -> Result<(&str, &[u8]), Error> {
     let mut reader = Reader::new(tag::PARAMETER_STATUS, body);
     let name = reader.cstr()?;
     let value = reader.cstr()?;
-    let utf8 = |bytes| std::str::from_utf8(bytes).map_err(|_| reader.malformed("is not UTF-8"));
-    let pair = (utf8(name)?, utf8(value)?);
+    let name = std::str::from_utf8(name).map_err(|_| reader.malformed("is not UTF-8"))?;
     reader.finish()?;
-    Ok(pair)
+    Ok((name, value))
 }
 
 /// Reads CommandComplete's tag, e.g. `INSERT 0 1`.

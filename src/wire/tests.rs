@@ -172,7 +172,7 @@ fn server_messages_are_written_as_they_are_read() {
     let out = written(|out| backend::write_ready_for_query(out, TxnStatus::Failed));
     assert_eq!(backend::read_ready_for_query(&body(&out, b'Z')), Ok(TxnStatus::Failed));
     let out = written(|out| backend::write_parameter_status(out, "TimeZone", "UTC"));
-    assert_eq!(backend::read_parameter_status(&body(&out, b'S')), Ok(("TimeZone", "UTC")));
+    assert_eq!(backend::read_parameter_status(&body(&out, b'S')), Ok(("TimeZone", &b"UTC"[..])));
     let out = written(|out| backend::write_command_complete(out, "SELECT 1"));
     assert_eq!(backend::read_command_complete(&body(&out, b'C')), Ok(&b"SELECT 1"[..]));
     let out = written(|out| backend::write_backend_key_data(out, -7, &[1, 2, 3, 4]));

@@ -1,5 +1,6 @@
 //! Puts a batch into a server's buffer under the server's own statement names.
 
+use std::borrow::Cow;
 use std::sync::atomic::Ordering;
 
 use super::{Batch, CLOSE_COMPLETE, PARSE_COMPLETE, StepKind};
@@ -9,6 +10,7 @@ use crate::session::settle::send_sync;
 use crate::session::statements::Statement;
 use crate::session::{Attached, Session};
 use crate::wire::HEADER_BYTES;
+use crate::wire::encoding::Encoding;
 use crate::wire::frontend::{self, Bind, Kind};
 
 impl Session {
@@ -19,6 +21,7 @@ impl Session {
             (config.pool.max_prepared_statements, config.pool.server_prepare_threshold);
         let input = self.input.as_slice();
         let is_own = self.has_own_server();
+        let encoding = self.encoding_on(attached);
         let server = &mut *attached.checkout.server;
         if is_own {
             emit_as_sent(server, batch, input);
@@ -33,13 +36,13 @@ impl Session {
                     if is_unnamed {
                         statement.unnamed_uses.fetch_add(1, Ordering::Relaxed);
                     }
-                    emit_parse(server, statement, !is_unnamed, threshold, max, true);
+                    emit_parse(server, statement, !is_unnamed, threshold, max, true, encoding);
                 }
                 StepKind::Bind(statement, _) | StepKind::Control(Message::Bind, statement, _) => {
                     // Read once already when it was looked at.
                     let Ok(bind) = Bind::read(body) else { continue };
                     let is_named = !bind.statement.is_empty();
-                    let name = ready(server, statement, is_named, threshold, max);
+                    let name = ready(server, statement, is_named, threshold, max, encoding);
                     if let Some(made) = statement.makes() {
                         send_close(server, made);
                     }
@@ -49,14 +52,15 @@ impl Session {
                 }
                 StepKind::DescribeStatement(statement) => {
                     let is_named = body.len() > 2;
-                    let name = ready(server, statement, is_named, threshold, max);
+                    let name = ready(server, statement, is_named, threshold, max, encoding);
                     server.send(Message::Describe, Expect::Forward, |out| {
                         frontend::write_describe(out, Kind::Statement, name);
                     });
                 }
                 StepKind::Control(Message::Describe, statement, _) => {
                     if body.first() == Some(&b'S') {
-                        let name = ready(server, statement, body.len() > 2, threshold, max);
+                        let name =
+                            ready(server, statement, body.len() > 2, threshold, max, encoding);
                         server.send(Message::Describe, Expect::Forward, |out| {
                             frontend::write_describe(out, Kind::Statement, name);
                         });
@@ -127,12 +131,13 @@ pub(super) fn ready<'s>(
     is_named: bool,
     threshold: u32,
     max: usize,
+    encoding: Encoding,
 ) -> &'s [u8] {
     let mut max = max;
     if let Some(of) = statement.executes() {
         // Both are needed at a time.
         max = max.max(2);
-        ready(server, of, true, threshold, max);
+        ready(server, of, true, threshold, max, encoding);
     }
     if server.prepared.touch(statement.id) {
         return statement.server_name.as_bytes();
@@ -140,7 +145,7 @@ pub(super) fn ready<'s>(
     if !is_named && server.prepared.is_unnamed(statement.id) {
         return b"";
     }
-    emit_parse(server, statement, is_named, threshold, max, false)
+    emit_parse(server, statement, is_named, threshold, max, false, encoding)
 }
 
 /// Sends Parse of `statement` unless the server has it; `is_client`: the client asked for it and
@@ -152,11 +157,12 @@ fn emit_parse<'s>(
     threshold: u32,
     max: usize,
     is_client: bool,
+    encoding: Encoding,
 ) -> &'s [u8] {
     let mut max = max;
     if let Some(of) = statement.executes() {
         max = max.max(2);
-        ready(server, of, true, threshold, max);
+        ready(server, of, true, threshold, max, encoding);
     }
     if server.prepared.touch(statement.id) {
         if is_client {
@@ -166,7 +172,7 @@ fn emit_parse<'s>(
     }
     let expect = if is_client { Expect::Forward } else { Expect::Swallow };
     if let Some(text) = statement.prepare_text() {
-        send_prepare(server, statement, &text);
+        send_prepare(server, statement, &written(&text, encoding));
         evict(server, max);
         return statement.server_name.as_bytes();
     }
@@ -174,7 +180,7 @@ fn emit_parse<'s>(
     let name: &[u8] = if is_named || is_repeated { statement.server_name.as_bytes() } else { b"" };
     server.send(Message::Parse, expect, |out| {
         let types = statement.types().iter().copied();
-        frontend::write_parse(out, name, statement.sql().as_bytes(), types);
+        frontend::write_parse(out, name, &written(statement.sql(), encoding), types);
     });
     if name.is_empty() {
         server.prepared.parse_unnamed(Some(statement.id));
@@ -207,11 +213,11 @@ const PORTAL: &[u8] = b"pgward prepare";
 
 /// Has the server PREPARE `statement`. Closed first, because after an error nobody can say whether
 /// the PREPARE before it has run.
-fn send_prepare(server: &mut ServerConn, statement: &Statement, text: &str) {
+fn send_prepare(server: &mut ServerConn, statement: &Statement, text: &[u8]) {
     send_close(server, statement);
     server.prepared.parse_unnamed(None);
     server.send(Message::Parse, Expect::Swallow, |out| {
-        frontend::write_parse(out, b"", text.as_bytes(), std::iter::empty());
+        frontend::write_parse(out, b"", text, std::iter::empty());
     });
     server.send(Message::Bind, Expect::Swallow, |out| frontend::write_bind(out, PORTAL, b""));
     server.send(Message::Execute, Expect::Swallow, |out| {
@@ -224,14 +230,25 @@ fn send_prepare(server: &mut ServerConn, statement: &Statement, text: &str) {
 }
 
 /// Sends the text of a PREPARE or EXECUTE as a Query, and ahead of it what that needs.
-pub(in crate::session) fn send_rewrite(server: &mut ServerConn, rewrite: &Rewrite, max: usize) {
+pub(in crate::session) fn send_rewrite(
+    server: &mut ServerConn,
+    rewrite: &Rewrite,
+    max: usize,
+    encoding: Encoding,
+) {
     match rewrite.is_prepare {
         _ if rewrite.is_own => {}
         true => send_close(server, &rewrite.of),
         false => {
-            ready(server, &rewrite.of, true, 0, max);
+            ready(server, &rewrite.of, true, 0, max, encoding);
         }
     }
-    let text = rewrite.text.as_bytes();
-    server.send(Message::Query, Expect::Forward, |out| frontend::write_query(out, text));
+    let text = written(&rewrite.text, encoding);
+    server.send(Message::Query, Expect::Forward, |out| frontend::write_query(out, &text));
+}
+
+/// A text of a client's for a server with this client_encoding. It may have been prepared under
+/// another that has more characters; what can't be written must not run as something else.
+fn written(text: &str, encoding: Encoding) -> Cow<'_, [u8]> {
+    encoding.encode(text).unwrap_or(Cow::Borrowed(b"pgward can not write this in client_encoding"))
 }

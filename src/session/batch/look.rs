@@ -15,9 +15,10 @@ use crate::server::Message;
 use crate::session::block::Block;
 use crate::session::run::Confirmed;
 use crate::session::statements::{Kept, Statement};
-use crate::session::{Session, params, utf8};
+use crate::session::{Session, invalid_text, params};
 use crate::sql::{Access, Effect, Transaction};
 use crate::wire::backend;
+use crate::wire::encoding::Encoding;
 use crate::wire::frontend::{Bind, Execute, Kind, Named, Parse, tag};
 use crate::wire::{self, HEADER_BYTES};
 
@@ -32,6 +33,10 @@ impl Session {
             .attached
             .as_ref()
             .is_some_and(|attached| attached.effects.iter().any(changes_names));
+        batch.changes_text = self
+            .attached
+            .as_ref()
+            .is_some_and(|attached| attached.effects.iter().any(|of| self.changes_text(of)));
         let mut at = 0;
         while at < batch.end {
             let Ok(Some(header)) = wire::header(&self.input.as_slice()[at..], usize::MAX) else {
@@ -95,7 +100,7 @@ impl Session {
     ) -> Result<StepKind, Trouble> {
         let parse = Parse::read(&self.input.as_slice()[body])?;
         self.check_name_length(Kind::Statement, parse.name)?;
-        let sql = match utf8(parse.sql) {
+        let sql = match self.decode(parse.sql) {
             Ok(sql) => sql,
             Err(_) if self.has_own_server() && self.is_unguarded() => {
                 let name = parse.name.to_vec();
@@ -108,10 +113,10 @@ impl Session {
         let count = parse.param_types().len();
         let statement = if count <= types.len() {
             parse.param_types().zip(&mut types).for_each(|(oid, slot)| *slot = oid);
-            self.services.statements.intern(sql, &types[..count], &self.names)
+            self.services.statements.intern(&sql, &types[..count], &self.names)
         } else {
             let types: Vec<u32> = parse.param_types().take(TYPES_MAX).collect();
-            self.services.statements.intern(sql, &types, &self.names)
+            self.services.statements.intern(&sql, &types, &self.names)
         };
         let kept = self.facts(batch, &statement)?;
         self.check_failed(&kept.analysis, batch.has_ended_failure)?;
@@ -136,8 +141,41 @@ impl Session {
         })
     }
 
+    /// Texts are read otherwise behind a RESET ALL.
+    pub(super) fn has_own_text(&self) -> bool {
+        self.encoding() != Encoding::Utf8
+            || self.has_escapes
+            || self.ledger.startup().keys().any(|name| params::is_of_text(name))
+    }
+
+    /// An effect under way after which texts are read otherwise.
+    fn changes_text(&self, effect: &Confirmed) -> bool {
+        match effect {
+            Confirmed::Set(changes) => changes.iter().any(|of| params::is_of_text(&of.name)),
+            Confirmed::ResetAll | Confirmed::DiscardAll => self.has_own_text(),
+            _ => false,
+        }
+    }
+
     /// Facts of a statement under the catalog of now.
     pub(super) fn facts(&self, batch: &Batch, statement: &Statement) -> Result<Arc<Kept>, Trouble> {
+        let text = statement.sql();
+        if batch.changes_text && (!text.is_ascii() || text.contains('\\')) {
+            return Err(refusals::unsupported(
+                "text that is not plain ASCII behind a change of how texts are read in one batch",
+                "Send Sync behind it.",
+            )
+            .into());
+        }
+        if self.encoding().encode(text).is_none() {
+            return Err(invalid_text(self.encoding()).into());
+        }
+        if self.is_unreadable(text) {
+            return match self.is_unguarded() {
+                true => Ok(Arc::new(Kept::unread())),
+                false => Err(refusals::nonstandard_strings().into()),
+            };
+        }
         match statement.analysis(&self.services.analyzer, &batch.snapshot.catalog) {
             Err(_) if self.is_unguarded() => Ok(Arc::new(Kept::unread())),
             outcome => outcome.map_err(|error| Trouble::Refused(crate::route::refuse_text(&error))),

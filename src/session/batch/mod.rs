@@ -124,6 +124,8 @@ struct Batch {
     closed: Vec<Box<[u8]>>,
     /// A member changes the meaning of names, and the server has yet to confirm it.
     changes_names: bool,
+    /// As `changes_names`, of how the bytes of a text are read.
+    changes_text: bool,
     /// Transaction control is among its members.
     has_control: bool,
     /// A failed block is over behind what has been looked at so far.
@@ -148,6 +150,7 @@ impl Batch {
             bound: Vec::new(),
             closed: Vec::new(),
             changes_names: false,
+            changes_text: false,
             has_control: false,
             has_ended_failure: false,
             begins: None,
@@ -363,8 +366,7 @@ impl Session {
                 if self.attached.is_some() {
                     self.sync_server().await?;
                 } else {
-                    let status = self.block.status();
-                    backend::write_ready_for_query(self.output.tail(), status);
+                    self.write_ready();
                 }
                 return Ok(true);
             }
@@ -505,8 +507,7 @@ impl Session {
                     self.take_back_settings(&mut batch);
                     self.on_lost(attached, &run, &running)?;
                     if batch.has_sync {
-                        let status = self.block.status();
-                        backend::write_ready_for_query(self.output.tail(), status);
+                        self.write_ready();
                     } else {
                         self.is_skipping = true;
                     }
@@ -589,8 +590,7 @@ impl Session {
                     backend::write_close_complete(self.output.tail());
                 }
                 StepKind::Sync => {
-                    let status = self.block.status();
-                    backend::write_ready_for_query(self.output.tail(), status);
+                    self.write_ready();
                 }
                 _ => {}
             }

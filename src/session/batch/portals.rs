@@ -96,6 +96,11 @@ impl Session {
             && effects
                 .clone()
                 .any(|of| params::changes_names(of) || (may_undo && params::takes_back(of)));
+        let may_undo = self.ledger.may_undo_text();
+        batch.changes_text |= effects.clone().any(|of| match of {
+            Effect::ResetAll | Effect::Discard(_) => self.has_own_text(),
+            of => params::changes_text(of) || (may_undo && params::takes_back(of)),
+        });
         // Answered at once, it would come ahead of them.
         if batch.needs_server
             && place == Place::Local

@@ -128,7 +128,7 @@ fn look_at_reply(tag: u8, body: &[u8]) {
             if let Ok((name, value)) = backend::read_parameter_status(body)
                 && body.len() < 10_000
             {
-                let again = written(|out| backend::write_parameter_status(out, name, value));
+                let again = written(|out| backend::write_parameter_bytes(out, name, value));
                 assert_eq!(again, body);
             }
         }

@@ -296,7 +296,7 @@ pub fn shown_backend(tag: u8, body: &[u8]) -> String {
             b'Z' => format!("ReadyForQuery({})", String::from_utf8_lossy(body)),
             b'S' => {
                 let (name, value) = backend::read_parameter_status(body)?;
-                format!("ParameterStatus({name:?},{value:?})")
+                format!("ParameterStatus({name:?},{:?})", String::from_utf8_lossy(value))
             }
             b't' => format!("ParameterDescription({})", Reader::new(tag, body).count()?),
             b'K' => "BackendKeyData".to_owned(),
