@@ -29,6 +29,7 @@ mod pins;
 mod prepared;
 mod protocol;
 mod refusals;
+mod replication;
 mod route_command;
 mod route_golden;
 mod routing;

@@ -210,7 +210,7 @@ async fn scram_proves_both_sides() {
         let login = log_in(Stream::Memory(Box::new(near)), &target(Some(secret))).await;
         match login {
             Ok(greeting) => assert!(proven && greeting.pid == 77),
-            Err(ConnectError::Refused { sqlstate }) => assert!(!proven && sqlstate == "28P01"),
+            Err(ConnectError::Refused { sqlstate, .. }) => assert!(!proven && sqlstate == "28P01"),
             Err(error) => panic!("{error}"),
         }
         server.await.unwrap();
