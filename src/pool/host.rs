@@ -11,6 +11,7 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use super::gate::{Gate, Permit};
+use crate::auth::users::ServerLimits;
 use crate::net::{Buffer, Stream};
 use crate::server::ServerConn;
 use crate::server::login::{self, ConnectError, Target};
@@ -42,6 +43,18 @@ pub struct Limits {
     pub database_connections_max: usize,
     /// Connections of the server user, of all pools; 0: no limit.
     pub user_connections_max: usize,
+}
+
+impl Limits {
+    /// With what the users file says of the server user.
+    pub fn of(&self, own: &ServerLimits) -> Self {
+        Self {
+            size: own.pool_size.unwrap_or(self.size),
+            reserve: own.reserve_pool_size.unwrap_or(self.reserve),
+            user_connections_max: own.max_user_connections.unwrap_or(self.user_connections_max),
+            ..self.clone()
+        }
+    }
 }
 
 /// The places of one connection under the limits that hold across pools.

@@ -552,6 +552,7 @@ impl Pools {
     ) -> Arc<HostPool> {
         let is_primary = host == 0;
         let limits = if is_primary { &settings.primary } else { &settings.replica };
+        let limits = &limits.of(&pools.credentials.limits);
         let address = shard.shard.hosts().nth(host).expect("host index of this shard").clone();
         let database = shard.shard.database.clone();
         let key = (address.clone(), database.clone(), pools.credentials.user.clone(), is_primary);

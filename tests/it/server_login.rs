@@ -34,8 +34,7 @@ fn postgres() -> (Sandbox, Postgres) {
 }
 
 fn target(postgres: &Postgres, user: &str, secret: Option<&str>) -> Target {
-    let credentials =
-        ServerCredentials { user: user.into(), secret: secret.map(ServerSecret::plain) };
+    let credentials = ServerCredentials::new(user, secret.map(ServerSecret::plain));
     Target::new(postgres.address(), Connector::plain(), "postgres".into(), &credentials)
 }
 

@@ -15,7 +15,7 @@ fn target(secret: Option<&str>) -> Target {
 }
 
 fn target_with(secret: Option<ServerSecret>) -> Target {
-    let credentials = ServerCredentials { user: "app".into(), secret };
+    let credentials = ServerCredentials::new("app", secret);
     let address = Address { host: "localhost".into(), port: 5432 };
     Target::new(address, Connector::plain(), "shard0".into(), &credentials)
 }
