@@ -112,7 +112,7 @@ pub enum ConnectError {
         sqlstate: String,
         /// Its ErrorResponse, where it had taken the proof: about what was asked for then, not about
         /// who pgward is there. Only for whoever asked for it.
-        word: Option<wire::Frame>,
+        word: Option<Word>,
     },
     /// The server asks for a secret, and none is configured.
     #[error("the server asks for a secret, and its user has none in the users file")]
@@ -133,6 +133,23 @@ pub enum ConnectError {
     /// The server sent more than a login takes.
     #[error("the server sent more than {LOGIN_BYTES_MAX} bytes during login")]
     TooLong,
+}
+
+/// A server's message that may quote what no log shall have. Prints as dots.
+#[derive(Clone)]
+pub struct Word(wire::Frame);
+
+impl Word {
+    /// Appends it as it came, for the client whom it answers.
+    pub fn encode(&self, out: &mut bytes::BytesMut) {
+        self.0.encode(out);
+    }
+}
+
+impl std::fmt::Debug for Word {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Word(...)")
+    }
 }
 
 impl From<io::Error> for ConnectError {
@@ -403,7 +420,7 @@ impl Conversation {
                 backend::tag::NOTICE_RESPONSE | backend::tag::NEGOTIATE_PROTOCOL_VERSION => {}
                 backend::tag::ERROR_RESPONSE => {
                     let sqlstate = ErrorFields::read(&body)?.sqlstate().to_owned();
-                    let word = self.is_proven.then_some(wire::Frame { tag, body });
+                    let word = self.is_proven.then_some(Word(wire::Frame { tag, body }));
                     return Err(ConnectError::Refused { sqlstate, word });
                 }
                 _ => return Ok((tag, body)),

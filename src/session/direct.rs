@@ -18,11 +18,11 @@ use crate::metrics::LoginOutcome;
 use crate::net::Buffer;
 use crate::pool::{self, Checkout, Want};
 use crate::route::{GuardMode, Hospitals, Role, refusals};
-use crate::server::login::ConnectError;
+use crate::server::login::{ConnectError, Word};
 use crate::shard_map::ShardId;
 use crate::wire::backend::{self, ErrorReply};
 use crate::wire::startup::Replication;
-use crate::wire::{Frame, TxnStatus, frontend, sqlstate};
+use crate::wire::{TxnStatus, frontend, sqlstate};
 use talk::Talk;
 use through::{Clock, Side, Through};
 
@@ -30,7 +30,7 @@ use through::{Clock, Side, Through};
 enum Refused {
     Ours(ErrorReply),
     /// By the server, in its own words.
-    Servers(Frame),
+    Servers(Word),
 }
 
 impl From<ErrorReply> for Refused {
