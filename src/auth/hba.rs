@@ -73,8 +73,10 @@ pub enum NameOf {
 pub struct Asked<'a> {
     /// Name that the client gives itself.
     pub user: &'a str,
-    /// Database that it asks for.
+    /// Database that it asks for; to a server as a whole (physical replication) it counts for nothing.
     pub database: &'a str,
+    /// It is a connection for physical replication, which `replication` alone fits.
+    pub is_physical: bool,
     /// How it is connected.
     pub origin: &'a Origin,
 }
@@ -180,15 +182,25 @@ impl NameOf {
 impl Refused {
     /// Postgres's words for it.
     pub fn message(self, asked: &Asked<'_>) -> String {
-        let Asked { user, database, origin } = asked;
+        let Asked { user, database, is_physical, origin } = asked;
         let host = match origin.peer {
             Some(peer) => peer.ip().to_canonical().to_string(),
             None => "[local]".to_owned(),
         };
         let tls = if origin.tls.is_some() { "SSL encryption" } else { "no encryption" };
-        let whom = format!("for host \"{host}\", user \"{user}\", database \"{database}\", {tls}");
+        let whom = match is_physical {
+            true => {
+                format!("for replication connection from host \"{host}\", user \"{user}\", {tls}")
+            }
+            false => {
+                format!("for host \"{host}\", user \"{user}\", database \"{database}\", {tls}")
+            }
+        };
         match self {
             Self::NoRule => format!("no pg_hba.conf entry {whom}"),
+            Self::Rejected if *is_physical => {
+                format!("pg_hba.conf rejects {}", whom.trim_start_matches("for "))
+            }
             Self::Rejected => format!("pg_hba.conf rejects connection {whom}"),
             Self::NoCertificate => "connection requires a valid client certificate".to_owned(),
             Self::OtherCertificate => {
@@ -245,10 +257,10 @@ impl Rule {
         };
         let is_console = CONSOLE_DATABASES.contains(&asked.database);
         let database = |database: &Database| match database {
+            Database::Replication => asked.is_physical,
+            _ if asked.is_physical => false,
             Database::All => true,
             Database::SameUser => asked.database == asked.user,
-            // Such connections are refused before they ask for a database.
-            Database::Replication => false,
             Database::Name(name) if CONSOLE_DATABASES.contains(&name.as_str()) => is_console,
             Database::Name(name) => name == asked.database,
         };

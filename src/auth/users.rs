@@ -16,6 +16,7 @@
 //! shard_access = false
 //! cross_hospital = "none"             # or "read", "write"
 //! query_timeout = 30                  # and others of `UserLimits`, in place of the configuration's
+//! pool_size = 50                      # and others of `ServerLimits`, for its server user
 //! ```
 //!
 //! A user without `server_user` is itself on the servers, with its own secret. Where that is only a
@@ -92,6 +93,44 @@ pub struct ServerCredentials {
     pub user: String,
     /// Its secret; `None` where the servers ask for none.
     pub secret: Option<ServerSecret>,
+    /// How many connections it may have.
+    pub limits: ServerLimits,
+}
+
+/// What the users file says of a server user in place of `[pool]`; `None`: what that says. Several
+/// users may be one server user: what one of them says holds for all, and none may say otherwise.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ServerLimits {
+    /// `pool_size`, in place of `default_pool_size` and `replica_pool_size`.
+    pub pool_size: Option<usize>,
+    /// `reserve_pool_size`.
+    pub reserve_pool_size: Option<usize>,
+    /// `max_user_connections`.
+    pub max_user_connections: Option<usize>,
+}
+
+impl ServerLimits {
+    /// Adds what `other` says; the key of which it says something else.
+    fn join(&mut self, other: Self) -> Result<(), &'static str> {
+        for (key, own, other) in [
+            ("pool_size", &mut self.pool_size, other.pool_size),
+            ("reserve_pool_size", &mut self.reserve_pool_size, other.reserve_pool_size),
+            ("max_user_connections", &mut self.max_user_connections, other.max_user_connections),
+        ] {
+            match (*own, other) {
+                (Some(own), Some(other)) if own != other => return Err(key),
+                _ => *own = own.or(other),
+            }
+        }
+        Ok(())
+    }
+}
+
+impl ServerCredentials {
+    /// With the limits of `[pool]`.
+    pub fn new(user: &str, secret: Option<ServerSecret>) -> Self {
+        Self { user: user.to_owned(), secret, limits: ServerLimits::default() }
+    }
 }
 
 impl User {
@@ -100,9 +139,8 @@ impl User {
     pub fn looked_up(name: &str, secret: &str, server: Option<Arc<ServerCredentials>>) -> Self {
         let read = Stored::read(secret).ok().and_then(|stored| Secrets::new(stored, None).ok());
         let secrets = read.unwrap_or_else(Secrets::none);
-        let server = server.unwrap_or_else(|| {
-            Arc::new(ServerCredentials { user: name.to_owned(), secret: own_secret(&secrets) })
-        });
+        let server =
+            server.unwrap_or_else(|| Arc::new(ServerCredentials::new(name, own_secret(&secrets))));
         Self {
             name: name.to_owned(),
             rights: Rights::default(),
@@ -126,7 +164,7 @@ impl User {
             return self.clone();
         }
         let secret = Some(ServerSecret::Keys(keys));
-        let server = ServerCredentials { user: self.server.user.clone(), secret };
+        let server = ServerCredentials { secret, ..ServerCredentials::clone(&self.server) };
         Arc::new(self.with_server(Arc::new(server)))
     }
 

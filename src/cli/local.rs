@@ -225,7 +225,8 @@ impl Sandbox {
         let hba = format!(
             "local all all trust\n\
              local replication all trust\n\
-             host all all 127.0.0.1/32 {}\n",
+             host all all 127.0.0.1/32 {0}\n\
+             host replication all 127.0.0.1/32 {0}\n",
             options.auth.method()
         );
         std::fs::write(data.join("pg_hba.conf"), hba).map_err(io_error("pg_hba.conf"))?;

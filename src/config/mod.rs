@@ -239,7 +239,8 @@ pub struct Pool {
     /// map must say which shard), `transaction` for a transaction, `statement` for a statement. The
     /// users file may say otherwise.
     pub pool_mode: PoolMode,
-    /// Server connections to the primary of a shard, per server user.
+    /// Server connections to the primary of a shard, per server user. `pool_size` in the users file
+    /// takes its place for a server user, on primaries and replicas.
     pub default_pool_size: usize,
     /// Server connections to each replica, per server user; 0 means as `default_pool_size`.
     pub replica_pool_size: usize,
@@ -273,7 +274,9 @@ pub struct Pool {
     pub client_idle_timeout: f64,
     /// Seconds after which a server connection is closed when it comes back (spread by up to 10 %).
     pub server_lifetime: f64,
-    /// Seconds after which an idle server connection is closed; 0: never.
+    /// Seconds after which an idle server connection is closed; 0: never. One that its server has
+    /// closed, or has said anything on, serves nobody any more: each is looked at before a client
+    /// gets it, which costs no query, so there is no `server_check_query`.
     pub server_idle_timeout: f64,
     /// Seconds after which a pool without connections and clients is forgotten; 0: never.
     pub pool_idle_timeout: f64,

@@ -313,7 +313,7 @@ impl Stream {
     /// none: asking the socket first would ask it twice, and is done only before a buffer grows. `try_read` would not do either: unlike
     /// `poll_read` it doesn't take a read that leaves room as the socket's end, and costs a system
     /// call more to find that out.
-    fn poll_fill_at_most(
+    pub fn poll_fill_at_most(
         &mut self,
         cx: &mut Context<'_>,
         buffer: &mut Buffer,

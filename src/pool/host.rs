@@ -11,6 +11,7 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use super::gate::{Gate, Permit};
+use crate::auth::users::ServerLimits;
 use crate::net::{Buffer, Stream};
 use crate::server::ServerConn;
 use crate::server::login::{self, ConnectError, Target};
@@ -42,6 +43,18 @@ pub struct Limits {
     pub database_connections_max: usize,
     /// Connections of the server user, of all pools; 0: no limit.
     pub user_connections_max: usize,
+}
+
+impl Limits {
+    /// With what the users file says of the server user.
+    pub fn of(&self, own: &ServerLimits) -> Self {
+        Self {
+            size: own.pool_size.unwrap_or(self.size),
+            reserve: own.reserve_pool_size.unwrap_or(self.reserve),
+            user_connections_max: own.max_user_connections.unwrap_or(self.user_connections_max),
+            ..self.clone()
+        }
+    }
 }
 
 /// The places of one connection under the limits that hold across pools.
@@ -140,7 +153,7 @@ impl bb8::ManageConnection for Manager {
     /// For bb8 itself, which keeps `min_pool_size` connections: only where there is place.
     async fn connect(&self) -> Result<Box<Pooled>, ConnectError> {
         let places = self.shared.iter().map(|gate| gate.enter_now(None)).collect::<Option<_>>();
-        self.open(Places(places.ok_or(ConnectError::NoPlace)?)).await
+        self.open(&self.target, Places(places.ok_or(ConnectError::NoPlace)?), true).await
     }
 
     async fn is_valid(&self, _conn: &mut Box<Pooled>) -> Result<(), ConnectError> {
@@ -154,7 +167,13 @@ impl bb8::ManageConnection for Manager {
 }
 
 impl Manager {
-    async fn open(&self, places: Places) -> Result<Box<Pooled>, ConnectError> {
+    /// `is_for_all`: sessions will want to know of it what its login doesn't tell.
+    async fn open(
+        &self,
+        target: &Target,
+        places: Places,
+        is_for_all: bool,
+    ) -> Result<Box<Pooled>, ConnectError> {
         let counters = self.counters.clone();
         counters.connecting.fetch_add(1, Ordering::Relaxed);
         let _connecting = scopeguard(|| {
@@ -162,11 +181,13 @@ impl Manager {
         });
         let epoch = counters.epoch.load(Ordering::Relaxed);
         let timeout = self.limits.connect_timeout;
-        let mut conn = ServerConn::new(login::connect(&self.target, timeout).await?);
-        match tokio::time::timeout(timeout, conn.learn()).await {
-            Ok(Ok(())) => {}
-            Ok(Err(_)) => return Err(ConnectError::Closed),
-            Err(_) => return Err(ConnectError::TimedOut),
+        let mut conn = ServerConn::new(login::connect(target, timeout).await?);
+        if is_for_all {
+            match tokio::time::timeout(timeout, conn.learn()).await {
+                Ok(Ok(())) => {}
+                Ok(Err(_)) => return Err(ConnectError::Closed),
+                Err(_) => return Err(ConnectError::TimedOut),
+            }
         }
         let entry = Arc::new(Entry {
             pid: conn.pid,
@@ -358,7 +379,7 @@ impl HostPool {
         permit: Permit,
         places: Vec<Permit>,
     ) -> Result<Borrowed, ConnectError> {
-        match self.manager.open(Places(places)).await {
+        match self.manager.open(&self.target, Places(places), true).await {
             Ok(conn) => {
                 *lock(&self.failure) = None;
                 Ok(self.borrowed(Lease::New(Some(conn)), permit))
@@ -368,6 +389,20 @@ impl HostPool {
                 Err(error)
             }
         }
+    }
+
+    /// As [`Self::connect`], with further settings of the StartupMessage, for one session alone: it
+    /// is closed at its end. That it fails says nothing of the pool.
+    pub async fn connect_apart(
+        self: &Arc<Self>,
+        permit: Permit,
+        places: Vec<Permit>,
+        settings: &[(String, String)],
+    ) -> Result<Borrowed, ConnectError> {
+        let target = self.target.with_settings(settings);
+        let mut conn = self.manager.open(&target, Places(places), false).await?;
+        conn.conn.is_opaque = true;
+        Ok(self.borrowed(Lease::New(Some(conn)), permit))
     }
 
     fn borrowed(self: &Arc<Self>, lease: Lease, permit: Permit) -> Borrowed {

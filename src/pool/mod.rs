@@ -439,19 +439,34 @@ impl Pools {
                 Err(error) => return Err(error),
             }
         }
-        let host = match state.primary() {
-            Some(host) => host,
-            None => {
-                drop(tokio::time::timeout(PRIMARY_WAIT, state.wait_for_primary()).await);
-                state.primary().ok_or(Error::NoPrimary(id))?
-            }
-        };
+        let host = primary_of(id, state).await?;
         let pool = self.pool_of(&settings, pools, shard, host);
         let outcome = self.borrow(&pool, id, want.hospital, wait).await;
         if matches!(outcome, Err(Error::Connect(..))) {
             state.report_failure(host);
         }
         Ok(Checkout { server: outcome?, shard: id, host, role: Role::Primary })
+    }
+
+    /// A new connection to `id`'s primary with further settings of the StartupMessage, for one
+    /// session alone: it has its place in the pool, and is closed at its end.
+    pub async fn connect_apart(
+        &self,
+        pools: &UserPools,
+        id: ShardId,
+        settings: &[(String, String)],
+        wait: Option<Duration>,
+    ) -> Result<Checkout, Error> {
+        let shard = pools.shards.get(usize::from(id.0)).ok_or(Error::NoShard(id))?;
+        let state = shard.state.as_ref().ok_or(Error::NoShard(id))?;
+        let host = primary_of(id, state).await?;
+        let pool = self.pool_of(&self.settings.load(), pools, shard, host);
+        let deadline = wait.map(|wait| tokio::time::Instant::now() + wait);
+        let permit = enter(&pool, None, deadline).await?;
+        let places = self.places(&pool, deadline).await?;
+        let server = pool.connect_apart(permit, places, settings).await;
+        let server = server.map_err(|error| Error::Connect(id, error))?;
+        Ok(Checkout { server, shard: id, host, role: Role::Primary })
     }
 
     fn pool_of(
@@ -472,15 +487,7 @@ impl Pools {
         wait: Option<Duration>,
     ) -> Result<Borrowed, Error> {
         let deadline = wait.map(|wait| tokio::time::Instant::now() + wait);
-        let permit = match pool.gate().enter(hospital)? {
-            gate::Entry::Now(permit) => permit,
-            gate::Entry::Later(permit) => {
-                let reserve = &pool.limits().reserve_after;
-                let has_reserve = pool.limits().reserve > 0 && !reserve.is_zero();
-                let reserve_at = tokio::time::Instant::now() + *reserve;
-                queue(permit, has_reserve.then_some((reserve_at, pool.gate())), deadline).await?
-            }
-        };
+        let permit = enter(pool, hospital, deadline).await?;
         let permit = match pool.borrow_idle(permit) {
             Ok(borrowed) => return Ok(borrowed),
             Err(permit) => permit,
@@ -488,6 +495,16 @@ impl Pools {
         if let Some(error) = pool.recent_failure() {
             return Err(Error::Connect(shard, error));
         }
+        let places = self.places(pool, deadline).await?;
+        pool.connect(permit, places).await.map_err(|error| Error::Connect(shard, error))
+    }
+
+    /// The places of one more connection of `pool` under the limits across pools.
+    async fn places(
+        &self,
+        pool: &HostPool,
+        deadline: Option<tokio::time::Instant>,
+    ) -> Result<Vec<gate::Permit>, Error> {
         // Each for itself, in the same order for all: who has one and waits for the other waits for
         // connections, which wait for nobody.
         let mut places = Vec::new();
@@ -500,7 +517,7 @@ impl Pools {
                 }
             });
         }
-        pool.connect(permit, places).await.map_err(|error| Error::Connect(shard, error))
+        Ok(places)
     }
 
     /// Closes an idle connection that has a place under `gate`.
@@ -535,6 +552,7 @@ impl Pools {
     ) -> Arc<HostPool> {
         let is_primary = host == 0;
         let limits = if is_primary { &settings.primary } else { &settings.replica };
+        let limits = &limits.of(&pools.credentials.limits);
         let address = shard.shard.hosts().nth(host).expect("host index of this shard").clone();
         let database = shard.shard.database.clone();
         let key = (address.clone(), database.clone(), pools.credentials.user.clone(), is_primary);
@@ -594,6 +612,32 @@ impl Pools {
                 })
             }
             ReplicaChoice::HospitalAffinity => affine_host(want.hospital, hosts.collect()),
+        }
+    }
+}
+
+/// The host that is the shard's primary, as soon as there is one.
+async fn primary_of(id: ShardId, state: &ShardState) -> Result<usize, Error> {
+    if let Some(host) = state.primary() {
+        return Ok(host);
+    }
+    drop(tokio::time::timeout(PRIMARY_WAIT, state.wait_for_primary()).await);
+    state.primary().ok_or(Error::NoPrimary(id))
+}
+
+/// A permit of `pool`.
+async fn enter(
+    pool: &HostPool,
+    hospital: Option<HospitalId>,
+    deadline: Option<tokio::time::Instant>,
+) -> Result<gate::Permit, Error> {
+    match pool.gate().enter(hospital)? {
+        gate::Entry::Now(permit) => Ok(permit),
+        gate::Entry::Later(permit) => {
+            let reserve = &pool.limits().reserve_after;
+            let has_reserve = pool.limits().reserve > 0 && !reserve.is_zero();
+            let reserve_at = tokio::time::Instant::now() + *reserve;
+            queue(permit, has_reserve.then_some((reserve_at, pool.gate())), deadline).await
         }
     }
 }

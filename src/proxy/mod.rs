@@ -425,8 +425,8 @@ impl Proxy {
             return None;
         }
         let (login, slot) = self.place(login).await?;
-        if let Some(shard) = login.shard {
-            direct::serve(self.services.clone(), login, shard, peer).await;
+        if login.shard.is_some() || login.startup.replication.is_some() {
+            direct::serve(self.services.clone(), login, peer).await;
             return None;
         }
         let session = self.welcome(login, peer, deadline).await?;

@@ -309,13 +309,34 @@ pub fn login_timeout() -> Refusal {
     Refusal::fatal(sqlstate::PROTOCOL_VIOLATION, "client_login_timeout: login took too long")
 }
 
-/// A replication connection.
-pub fn replication() -> Refusal {
+/// A replication connection, which carries the rows of every hospital, of a login that may not have
+/// those.
+pub fn no_replication() -> Refusal {
+    Refusal::fatal(
+        sqlstate::INSUFFICIENT_PRIVILEGE,
+        "this login may not open replication connections",
+    )
+    .with_detail("A replication connection carries the rows of every hospital of a shard.")
+    .with_hint(
+        "The users file grants it with `shard_access`; then name the shard: \
+         options=-c pgward.shard=N.",
+    )
+}
+
+/// A replication connection that does not say of which shard.
+pub fn replication_of_no_shard() -> Refusal {
+    Refusal::fatal(sqlstate::FEATURE_NOT_SUPPORTED, "a replication connection is to one shard")
+        .with_hint("Name the shard: options=-c pgward.shard=N.")
+}
+
+/// A replication connection with `pgward.hospital_id`.
+pub fn replication_of_hospital() -> Refusal {
     Refusal::fatal(
         sqlstate::FEATURE_NOT_SUPPORTED,
-        "replication connections are not supported by pgward",
+        "a replication connection can't be of one hospital",
     )
-    .with_hint("Connect to the shard itself.")
+    .with_detail("It carries the rows of every hospital of a shard.")
+    .with_hint("Leave pgward.hospital_id out.")
 }
 
 /// A protocol other than 3.

@@ -63,6 +63,14 @@ impl Target {
                 .to_vec(),
         }
     }
+
+    /// The same with `settings` before its own.
+    pub fn with_settings(&self, settings: &[(String, String)]) -> Self {
+        let mut target = self.clone();
+        target.settings.retain(|(name, _)| settings.iter().all(|(other, _)| other != name));
+        target.settings.extend_from_slice(settings);
+        target
+    }
 }
 
 /// A server that is ready for a query.
@@ -102,6 +110,9 @@ pub enum ConnectError {
     Refused {
         /// Five letters or digits.
         sqlstate: String,
+        /// Its ErrorResponse, where it had taken the proof: about what was asked for then, not about
+        /// who pgward is there. Only for whoever asked for it.
+        word: Option<Word>,
     },
     /// The server asks for a secret, and none is configured.
     #[error("the server asks for a secret, and its user has none in the users file")]
@@ -124,6 +135,23 @@ pub enum ConnectError {
     TooLong,
 }
 
+/// A server's message that may quote what no log shall have. Prints as dots.
+#[derive(Clone)]
+pub struct Word(wire::Frame);
+
+impl Word {
+    /// Appends it as it came, for the client whom it answers.
+    pub fn encode(&self, out: &mut bytes::BytesMut) {
+        self.0.encode(out);
+    }
+}
+
+impl std::fmt::Debug for Word {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Word(...)")
+    }
+}
+
 impl From<io::Error> for ConnectError {
     fn from(error: io::Error) -> Self {
         Self::Io(Arc::new(error))
@@ -136,7 +164,7 @@ impl ConnectError {
         let why = match self {
             Self::Io(_) | Self::Closed | Self::NoPlace => "The connection failed.".to_owned(),
             Self::TimedOut => "The connection took too long.".to_owned(),
-            Self::Refused { sqlstate } => format!("It refused pgward's login ({sqlstate})."),
+            Self::Refused { sqlstate, .. } => format!("It refused pgward's login ({sqlstate})."),
             Self::NoSecret | Self::Unfit | Self::Method | Self::Auth(_) => {
                 "The login failed.".to_owned()
             }
@@ -161,7 +189,7 @@ pub async fn connect(target: &Target, timeout: Duration) -> Result<Greeting, Con
             match &mut outcome {
                 Ok(greeting) => greeting.way = Some(way),
                 // "no pg_hba.conf entry for host ..., no encryption", most likely.
-                Err(ConnectError::Refused { sqlstate })
+                Err(ConnectError::Refused { sqlstate, .. })
                     if sqlstate == sqlstate::INVALID_AUTHORIZATION =>
                 {
                     continue;
@@ -182,12 +210,14 @@ pub async fn log_in(stream: Stream, target: &Target) -> Result<Greeting, Connect
         input: Buffer::default(),
         output: Buffer::default(),
         bytes_left: LOGIN_BYTES_MAX,
+        is_proven: false,
     };
     let named = [("user", target.user.as_str()), ("database", target.database.as_str())];
     let settings = target.settings.iter().map(|(name, value)| (name.as_str(), value.as_str()));
     startup::write_startup(server.output.tail(), named.into_iter().chain(settings));
     server.flush().await?;
     authenticate(&mut server, target).await?;
+    server.is_proven = true;
     let (parameters, (pid, key)) = read_until_ready(&mut server).await?;
     let Conversation { stream, input: buffer, .. } = server;
     Ok(Greeting { stream, buffer, parameters, pid, key, way: None })
@@ -365,6 +395,8 @@ struct Conversation {
     output: Buffer,
     /// Bytes that the server may still send.
     bytes_left: usize,
+    /// The server has taken the proof, and given its own where the method has one.
+    is_proven: bool,
 }
 
 impl Conversation {
@@ -389,7 +421,8 @@ impl Conversation {
                 backend::tag::NOTICE_RESPONSE | backend::tag::NEGOTIATE_PROTOCOL_VERSION => {}
                 backend::tag::ERROR_RESPONSE => {
                     let sqlstate = ErrorFields::read(&body)?.sqlstate().to_owned();
-                    return Err(ConnectError::Refused { sqlstate });
+                    let word = self.is_proven.then_some(Word(wire::Frame { tag, body }));
+                    return Err(ConnectError::Refused { sqlstate, word });
                 }
                 _ => return Ok((tag, body)),
             }

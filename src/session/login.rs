@@ -26,7 +26,9 @@ use crate::route::Hospitals;
 use crate::shard_map::{HospitalId, ShardId};
 use crate::wire::backend::{self, ErrorReply};
 use crate::wire::frontend;
-use crate::wire::startup::{self, MINOR_MAX, MINOR_OF_LONG_KEYS, Packet, StartupParams};
+use crate::wire::startup::{
+    self, MINOR_MAX, MINOR_OF_LONG_KEYS, Packet, Replication, StartupParams,
+};
 use crate::wire::{self, HEADER_BYTES, sqlstate};
 
 /// Most bytes that a client may have sent and not had read before it has logged in, and so the
@@ -202,7 +204,13 @@ pub async fn hello(stream: Stream, door: &Door<'_>, deadline: Instant) -> Result
         }
         Err(error) => return Err(client.refuse(error, deadline).await),
     };
-    match admit(&user, &startup, door) {
+    let admitted = admit(&user, &startup, door);
+    let mut startup = startup;
+    if startup.replication == Some(Replication::Physical) {
+        // Whatever its client calls it: it is in none, and counts among those of the map's.
+        door.database.clone_into(&mut startup.database);
+    }
+    match admitted {
         Ok((database, hospital, shard)) => Ok(Hello::Login(Login {
             stream: client.stream,
             buffer: client.input,
@@ -302,7 +310,12 @@ type Admission = (Database, Option<HospitalId>, Option<ShardId>);
 /// proof: which databases and hospitals there are is nobody else's business.
 fn admit(user: &User, startup: &StartupParams, door: &Door<'_>) -> Result<Admission, ErrorReply> {
     let database = match startup.database.as_str() {
+        _ if startup.replication == Some(Replication::Physical) => Database::Sharded,
         name if name == door.database => Database::Sharded,
+        name if CONSOLE_DATABASES.contains(&name) && startup.replication.is_some() => {
+            let message = "the console has nothing to replicate";
+            return Err(ErrorReply::fatal(sqlstate::FEATURE_NOT_SUPPORTED, message));
+        }
         name if CONSOLE_DATABASES.contains(&name) => Database::Console,
         name => {
             let message = format!("database \"{name}\" does not exist");

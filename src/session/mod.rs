@@ -4,7 +4,7 @@
 //! host and connection is `pool`'s. [`Session::run`] is the request loop; `query` and `batch`
 //! look at a request and say what it does (`run`), `attach` finds its server, `relay` moves its bytes,
 //! `settle` ends it; `answer` gives the answers that need no server, `welcome` ends the login, `direct`
-//! is a session on one shard. Called by `proxy`.
+//! is a session on one shard, or a replication connection. Called by `proxy`.
 
 mod answer;
 mod attach;

@@ -35,11 +35,13 @@ pub enum Pin {
     Load,
     /// The server could not be asked.
     Unsure,
+    /// A replication connection, whose server nobody else has ever.
+    Replication,
 }
 
 impl Pin {
     /// All causes.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::SessionMode,
         Self::Listen,
         Self::TempTable,
@@ -47,6 +49,7 @@ impl Pin {
         Self::HoldCursor,
         Self::Load,
         Self::Unsure,
+        Self::Replication,
     ];
 
     /// As SHOW CLIENTS and the metrics name it.
@@ -59,6 +62,7 @@ impl Pin {
             Self::HoldCursor => "cursor WITH HOLD",
             Self::Load => "LOAD",
             Self::Unsure => "not known",
+            Self::Replication => "replication",
         }
     }
 }

@@ -15,7 +15,7 @@ use crate::route::refusals;
 use crate::wire::backend::{self, ErrorReply};
 use crate::wire::frontend::SaslInitial;
 use crate::wire::sqlstate;
-use crate::wire::startup::StartupParams;
+use crate::wire::startup::{Replication, StartupParams};
 
 /// Takes a client from its StartupMessage to a proof.
 pub(super) async fn prove(
@@ -25,7 +25,12 @@ pub(super) async fn prove(
 ) -> Result<Arc<User>, Error> {
     let origin = client.origin();
     let name = startup.user.as_str();
-    let asked = Asked { user: name, database: &startup.database, origin: &origin };
+    let asked = Asked {
+        user: name,
+        database: &startup.database,
+        is_physical: startup.replication == Some(Replication::Physical),
+        origin: &origin,
+    };
     let method = door.users.methods().demand(&asked);
     let method = method.map_err(|refused| refusals::no_login(refused.message(&asked)))?;
     let mut claim = Claim { name, door, user: None };

@@ -76,7 +76,7 @@ impl Watch {
 }
 
 /// `own`, a user's line, counts before the configuration's `all`; 0 is no limit.
-fn limit(own: Option<f64>, all: f64) -> Option<Duration> {
+pub(super) fn limit(own: Option<f64>, all: f64) -> Option<Duration> {
     let seconds = own.unwrap_or(all);
     (seconds > 0.0).then(|| Duration::from_secs_f64(seconds))
 }

@@ -110,6 +110,13 @@ pub struct Frame {
     pub body: Bytes,
 }
 
+impl Frame {
+    /// Appends it as it came.
+    pub fn encode(&self, out: &mut BytesMut) {
+        write(out, Some(self.tag), |out| out.put_slice(&self.body));
+    }
+}
+
 /// Appends one message: `tag` (none for the packets of the start), the length, and what `body`
 /// writes. The only place that computes a length field.
 fn write(out: &mut BytesMut, tag: Option<u8>, body: impl FnOnce(&mut BytesMut)) {

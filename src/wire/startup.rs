@@ -105,6 +105,46 @@ fn params(mut reader: Reader<'_>) -> Result<Vec<(&str, &str)>, Error> {
     }
 }
 
+/// What a replication connection is to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Replication {
+    /// The whole server (`replication=true`), in none of its databases.
+    Physical,
+    /// A database (`replication=database`), which takes SQL as well.
+    Database,
+}
+
+impl Replication {
+    /// As it stands in a StartupMessage.
+    pub fn value(self) -> &'static str {
+        match self {
+            Self::Physical => "true",
+            Self::Database => "database",
+        }
+    }
+
+    /// Reads the value as Postgres does: exactly `database`, or a boolean of which a beginning will do.
+    fn read(value: &str) -> Result<Option<Self>, ErrorReply> {
+        let text = value.to_ascii_lowercase();
+        let begins = |words: &[&str]| words.iter().any(|word| word.starts_with(&text));
+        match text.as_str() {
+            _ if value == "database" => Ok(Some(Self::Database)),
+            "1" | "on" => Ok(Some(Self::Physical)),
+            "0" | "of" | "off" => Ok(None),
+            "" | "o" => Err(Self::unreadable(value)),
+            _ if begins(&["true", "yes"]) => Ok(Some(Self::Physical)),
+            _ if begins(&["false", "no"]) => Ok(None),
+            _ => Err(Self::unreadable(value)),
+        }
+    }
+
+    fn unreadable(value: &str) -> ErrorReply {
+        let message = format!("invalid value for parameter \"replication\": \"{value}\"");
+        ErrorReply::fatal(sqlstate::INVALID_PARAMETER_VALUE, message)
+            .with_hint("Valid values are: \"false\", 0, \"true\", 1, \"database\".")
+    }
+}
+
 /// What a client asks for at the start.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct StartupParams {
@@ -116,6 +156,8 @@ pub struct StartupParams {
     pub hospital: Option<String>,
     /// `pgward.shard`, as sent.
     pub shard: Option<String>,
+    /// It is to be a replication connection.
+    pub replication: Option<Replication>,
     /// All other settings, from `options` and from parameters, the last of a name only. Names are
     /// in lower case and have the shape of a setting's name; values are as sent.
     pub settings: Vec<(String, String)>,
@@ -135,7 +177,7 @@ impl StartupParams {
                 "user" => out.user = value.to_owned(),
                 "database" => out.database = value.to_owned(),
                 "options" => options = value,
-                "replication" => refuse_replication(value)?,
+                "replication" => out.replication = Replication::read(value)?,
                 _ if name.starts_with("_pq_.") => out.unsupported.push(name.to_owned()),
                 _ => params.push((name.to_owned(), value.to_owned())),
             }
@@ -184,17 +226,6 @@ fn is_setting_name(name: &str) -> bool {
         chars.next().is_some_and(|c| c.is_ascii_alphabetic() || c == '_')
             && chars.all(|c| c.is_ascii_alphanumeric() || c == '_' || c == '$')
     })
-}
-
-fn refuse_replication(value: &str) -> Result<(), ErrorReply> {
-    match value.to_ascii_lowercase().as_str() {
-        "off" | "false" | "no" | "0" | "f" | "n" => Ok(()),
-        _ => Err(ErrorReply::fatal(
-            sqlstate::FEATURE_NOT_SUPPORTED,
-            "pgward does not carry replication connections",
-        )
-        .with_hint("Connect to the shard's host itself.")),
-    }
 }
 
 /// Reads `options` as a Postgres backend reads its command line: `-c name=value`, `-cname=value`

@@ -5,7 +5,7 @@ use proptest::prelude::*;
 
 use super::backend::{self, AuthRequest, ErrorFields, ErrorReply};
 use super::frontend::{self, Bind, Execute, Kind, Named, Parse, Query, SaslInitial};
-use super::startup::{self, Packet, Startup, StartupParams};
+use super::startup::{self, Packet, Replication, Startup, StartupParams};
 use super::*;
 
 const LIMIT: usize = 1 << 20;
@@ -352,6 +352,7 @@ fn startup_parameters_are_sorted() {
         database: "hospital".into(),
         hospital: Some("x".into()),
         shard: Some("12".into()),
+        replication: None,
         settings: vec![("timezone".into(), "UTC".into())],
         unsupported: vec!["_pq_.test_protocol_negotiation".into()],
     };
@@ -361,8 +362,9 @@ fn startup_parameters_are_sorted() {
     for (sent, sqlstate) in [
         (&[("database", "x")][..], "28000"),
         (&[("user", "")], "28000"),
-        (&[("user", "a"), ("replication", "database")], "0A000"),
-        (&[("user", "a"), ("replication", "true")], "0A000"),
+        (&[("user", "a"), ("replication", "data")], "22023"),
+        (&[("user", "a"), ("replication", "")], "22023"),
+        (&[("user", "a"), ("replication", "o")], "22023"),
         (&[("user", "a"), ("options", "-d 5")], "42601"),
         (&[("user", "a"), ("options", "word")], "42601"),
         (&[("user", "a"), ("options", "-c")], "42601"),
@@ -375,6 +377,20 @@ fn startup_parameters_are_sorted() {
     ] {
         let reply = params(sent).unwrap_err();
         assert_eq!((reply.severity, reply.sqlstate), ("FATAL", sqlstate), "{sent:?}");
+    }
+}
+
+#[test]
+fn replication_is_read_as_postgres_reads_it() {
+    for (values, want) in [
+        (&["database"][..], Some(Replication::Database)),
+        (&["true", "tr", "T", "yes", "Y", "on", "ON", "1"], Some(Replication::Physical)),
+        (&["false", "F", "no", "off", "of", "0"], None),
+    ] {
+        for value in values {
+            let got = params(&[("user", "a"), ("replication", value)]).unwrap().replication;
+            assert_eq!(got, want, "{value}");
+        }
     }
 }
 

@@ -132,7 +132,10 @@ macro_rules! bounded {
     ($($name:ident)*) => { $(#[test] fn $name() { check(stringify!($name)); })* };
 }
 
-bounded! { frames startup scram greeting server session answers sql config shard_map users }
+bounded! {
+    frames startup scram greeting server session answers sql config shard_map users
+    hba ident userlist proofs
+}
 
 #[test]
 fn each_target_is_run() {

@@ -72,7 +72,9 @@ fn decide(rules: &Rules, login: &str) -> String {
             _ => names.distinguished_name = value.to_owned(),
         }
     }
-    let asked = Asked { user: &user, database, origin: &origin };
+    // As Postgres's own clients name it.
+    let is_physical = database == "replication";
+    let asked = Asked { user: &user, database, is_physical, origin: &origin };
     let methods = Methods::rules(rules.clone(), Maps::parse("ident", MAPS).unwrap());
     let line = rules.line(&asked).map(|line| format!("line {line}: ")).unwrap_or_default();
     match methods.demand(&asked) {
@@ -107,7 +109,7 @@ fn the_examples_are_fine() {
             .map(|name| TlsFacts { client_certificate: Some(names(name)), ..TlsFacts::default() });
         let origin = Origin { peer, tls };
         assert_eq!(
-            methods.demand(&Asked { user, database, origin: &origin }),
+            methods.demand(&Asked { user, database, is_physical: false, origin: &origin }),
             want,
             "{user} {from}"
         );

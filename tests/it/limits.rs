@@ -207,3 +207,38 @@ async fn a_pool_that_nobody_uses_is_forgotten() {
         eventually("the pool is forgotten", || async { pools().await == 0 }).await;
     }
 }
+
+#[test]
+fn a_server_user_may_have_a_pool_of_its_own_size() {
+    let shards = shards();
+    let config = base(&[("pool", "query_wait_timeout = 0.3")]);
+    let users = format!(
+        "{USERS}
+        [[user]]
+        name = \"small\"
+        server_user = \"pgward\"
+        server_secret_file = \"probe-secret\"
+        pool_size = 1
+        [[user]]
+        name = \"also\"
+        server_user = \"pgward\"
+        server_secret_file = \"probe-secret\"
+        "
+    );
+    let options = WardOptions { map: unguarded(shards), config: &config };
+    let extra = Extra { users: Some(&users), ..Extra::default() };
+    let ward = Ward::start_with(shards, &options, &extra);
+    let login = |user| Cancellable::login(&ward, Login { user, ..Login::default() });
+    let hold = |client: &mut Cancellable| {
+        assert_eq!(client.code("BEGIN"), "");
+        client.code("SELECT pg_sleep(0)")
+    };
+    let (mut first, mut second) = (login("small"), login("also"));
+    assert_eq!(hold(&mut first), "");
+    assert_eq!(hold(&mut second), "57014", "the one place of their server user is taken");
+    let mut others = [login("app"), login("app")];
+    assert!(others.iter_mut().all(|client| hold(client).is_empty()), "pools of others are larger");
+    assert_eq!(first.code("COMMIT"), "");
+    assert_eq!(second.code("ROLLBACK"), "");
+    assert_eq!(hold(&mut second), "");
+}

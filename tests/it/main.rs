@@ -31,6 +31,7 @@ mod pins;
 mod prepared;
 mod protocol;
 mod refusals;
+mod replication;
 mod reported;
 mod route_command;
 mod route_golden;

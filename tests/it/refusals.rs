@@ -12,7 +12,8 @@ use crate::route_golden::{check_file, reply_lines};
 
 fn words(refused: Refused) -> String {
     let origin = Origin { peer: Some(([192, 0, 2, 7], 50_000).into()), tls: None };
-    refused.message(&Asked { user: "app", database: "hospital", origin: &origin })
+    let asked = Asked { user: "app", database: "hospital", is_physical: false, origin: &origin };
+    refused.message(&asked)
 }
 
 #[test]
@@ -180,7 +181,21 @@ fn every_refusal_has_its_words() {
             unknown_shard(),
         ),
         ("login_timeout", "login took longer than client_login_timeout", login_timeout()),
-        ("replication", "login with replication=true or database", replication()),
+        (
+            "no_replication",
+            "replication=true or database by a login without `shard_access`, but on one unguarded shard",
+            no_replication(),
+        ),
+        (
+            "replication_of_no_shard",
+            "replication=true or database without pgward.shard, but on one unguarded shard",
+            replication_of_no_shard(),
+        ),
+        (
+            "replication_of_hospital",
+            "replication=true or database with pgward.hospital_id",
+            replication_of_hospital(),
+        ),
         ("unsupported_protocol", "a protocol other than 3", unsupported_protocol(2, 0)),
         (
             "too_many_clients",

@@ -34,8 +34,7 @@ fn postgres() -> (Sandbox, Postgres) {
 }
 
 fn target(postgres: &Postgres, user: &str, secret: Option<&str>) -> Target {
-    let credentials =
-        ServerCredentials { user: user.into(), secret: secret.map(ServerSecret::plain) };
+    let credentials = ServerCredentials::new(user, secret.map(ServerSecret::plain));
     Target::new(postgres.address(), Connector::plain(), "postgres".into(), &credentials)
 }
 
@@ -52,7 +51,7 @@ async fn log_in(postgres: &Postgres, user: &str, secret: Option<&str>) -> String
             assert!(!reported("server_version").is_empty());
             "in".to_owned()
         }
-        Err(ConnectError::Refused { sqlstate }) => sqlstate,
+        Err(ConnectError::Refused { sqlstate, .. }) => sqlstate,
         Err(error) => error.to_string(),
     }
 }
@@ -75,7 +74,7 @@ async fn every_method_lets_the_right_secret_in() {
     let mut nowhere = target(&postgres, "trusted", None);
     nowhere.database = "nowhere".into();
     let error = connect(&nowhere, PATIENCE).await.unwrap_err();
-    assert!(matches!(error, ConnectError::Refused { sqlstate } if sqlstate == "3D000"));
+    assert!(matches!(error, ConnectError::Refused { sqlstate, .. } if sqlstate == "3D000"));
 
     let mut settings = target(&postgres, "trusted", None);
     settings.settings.push(("timezone".into(), "CET".into()));

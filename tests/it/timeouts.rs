@@ -228,6 +228,77 @@ fn a_server_that_does_not_cancel_is_given_up() {
     }
 }
 
+/// On its own server, past all guards.
+fn shard_login(ward: &Ward) -> Cancellable {
+    let more = "options\0-c pgward.shard=0\0";
+    Cancellable::login(ward, Login { user: "migrate", more, ..Login::default() })
+}
+
+#[test]
+fn shard_addressed_sessions_have_the_same_limits() {
+    let sleep = |name: &str| query(&format!("SELECT pg_sleep(60) /* {name} */"));
+    let prepared =
+        |name: &str| [batch(&format!("SELECT pg_sleep(60) /* {name} */"), &[]), sync()].concat();
+    let begin = || query("BEGIN");
+    for (setting, first, last, sqlstate, stays) in [
+        ("query_timeout", None, sleep("d0"), "57014", true),
+        ("query_timeout", None, prepared("d1"), "57014", true),
+        ("query_timeout", Some(begin()), sleep("d2"), "57014", true),
+        // A COPY whose data does not come.
+        ("query_timeout", None, query("COPY regions FROM STDIN"), "57014", true),
+        ("transaction_timeout", None, sleep("d3"), "25P04", false),
+        ("transaction_timeout", Some(begin()), query("SELECT 1"), "25P04", false),
+        ("idle_transaction_timeout", Some(begin()), query("SELECT 1"), "25P03", false),
+        ("idle_transaction_timeout", Some(begin()), query("SELECT 1/0"), "25P03", false),
+        ("client_idle_timeout", None, query("SELECT pg_sleep(0.5)"), "57P05", false),
+    ] {
+        let line = format!("{setting} = 0.3");
+        let ward = start(&[("pool", &line)]);
+        let mut client = shard_login(&ward);
+        if let Some(first) = first {
+            client.raw.send(&first);
+            client.raw.until(b'Z').expect("an answer");
+        }
+        client.raw.send(&last);
+        if stays {
+            let answer = client.raw.until(b'Z').expect("an answer");
+            assert_eq!(code_of(&answer), sqlstate, "{setting}: {answer:?}");
+            assert_eq!(client.code("ROLLBACK"), "");
+            assert_eq!(client.code("SELECT 1"), "", "{setting}: the connection stays");
+        } else {
+            assert_eq!(farewell(&mut client).0, sqlstate, "{setting}");
+        }
+        wait_until("nothing runs on", || running("/* d") == 0);
+    }
+}
+
+#[test]
+fn a_shard_addressed_session_that_is_busy_goes_on() {
+    let ward = start(&[("pool", "query_timeout = 0.4"), ("pool", "client_idle_timeout = 0.4")]);
+    let mut client = shard_login(&ward);
+    // Longer than one request may take, and never idle for so long.
+    for _ in 0..8 {
+        assert_eq!(client.code("SELECT pg_sleep(0.15)"), "");
+    }
+    client.raw.send(&query("COPY regions FROM STDIN"));
+    client.raw.until(b'G').expect("COPY");
+    client.raw.send(&message(b'f', &[b"no\0"]));
+    assert_eq!(code_of(&client.raw.until(b'Z').expect("an answer")), "57014");
+    assert_eq!(client.code("SELECT 1"), "");
+}
+
+#[test]
+fn a_drain_ends_shard_addressed_sessions_when_they_are_idle() {
+    let ward = start(&[]);
+    let (mut idle, mut busy) = (shard_login(&ward), shard_login(&ward));
+    assert_eq!(busy.code("BEGIN"), "");
+    ward.signal("TERM");
+    assert_eq!(farewell(&mut idle).0, "57P01");
+    assert_eq!(busy.code("SELECT 1"), "", "in a transaction");
+    assert_eq!(busy.code("COMMIT"), "");
+    assert_eq!(farewell(&mut busy).0, "57P01");
+}
+
 #[test]
 fn a_client_that_waits_is_told_so() {
     let ward = start(&[("pool", "query_wait_notify = 0.1"), ("pool", "default_pool_size = 1")]);

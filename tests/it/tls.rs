@@ -467,10 +467,7 @@ async fn servers_are_spoken_to_as_the_mode_says() {
         };
         let tls = ServerTls::load(&tls, &[]).expect("files").of(ShardId(0)).clone();
         let address = format!("{host}:{}", shards.primary.port()).parse().expect("an address");
-        let credentials = ServerCredentials {
-            user: "app".into(),
-            secret: Some(ServerSecret::plain("app-secret")),
-        };
+        let credentials = ServerCredentials::new("app", Some(ServerSecret::plain("app-secret")));
         let target = Target::new(address, tls, "shard0".into(), &credentials);
         connect(&target, PATIENCE).await
     };

@@ -7,8 +7,8 @@ use std::time::{Duration, SystemTime};
 use toml::value::{Datetime, Offset};
 
 use super::{
-    ServerCredentials, Source, TEXT_BYTES_MAX, User, UserLimits, is_usable, needs_another,
-    own_secret,
+    ServerCredentials, ServerLimits, Source, TEXT_BYTES_MAX, User, UserLimits, is_usable,
+    needs_another, own_secret,
 };
 use crate::auth::secrets::{Secrets, ServerSecret, Stored};
 use crate::config::{AuthType, PoolMode};
@@ -32,19 +32,25 @@ pub(super) struct Reader<'r, 't> {
 struct Noted;
 
 impl Reader<'_, '_> {
-    /// All users; names are unique, and a server user has one secret.
+    /// All users; names are unique, and a server user has one secret and the same limits.
     pub fn users(&self, tables: Vec<Fields<'_, '_>>) -> Vec<User> {
         let mut users: Vec<User> = Vec::with_capacity(tables.len());
         let mut names = HashSet::new();
-        let mut servers: HashMap<String, Arc<ServerCredentials>> = HashMap::new();
+        let mut servers: HashMap<String, ServerCredentials> = HashMap::new();
         for table in tables {
             let span = table.span().clone();
             let Ok(user) = self.user(table) else { continue };
             if !names.insert(user.name.clone()) {
                 self.report.at(&span, format!("user \"{}\" is listed twice", user.name));
             }
-            let server = user.server.user.clone();
-            if *servers.entry(server).or_insert_with(|| user.server.clone()) != user.server {
+            let server = servers.entry(user.server.user.clone());
+            let server = server.or_insert_with(|| ServerCredentials::clone(&user.server));
+            if let Err(key) = server.limits.join(user.server.limits) {
+                let server = &user.server.user;
+                let what = format!("server user \"{server}\" has another `{key}` here than above");
+                self.report.at(&span, what);
+            }
+            if server.secret != user.server.secret {
                 let what = format!(
                     "server user \"{}\" has another secret here than above",
                     user.server.user
@@ -52,6 +58,13 @@ impl Reader<'_, '_> {
                 self.report.at(&span, what);
             }
             users.push(user);
+        }
+        for user in &mut users {
+            let limits = servers.get(&user.server.user).map(|server| server.limits);
+            if let Some(limits) = limits.filter(|limits| *limits != user.server.limits) {
+                let server = ServerCredentials::clone(&user.server);
+                user.server = Arc::new(ServerCredentials { limits, ..server });
+            }
         }
         users
     }
@@ -62,13 +75,14 @@ impl Reader<'_, '_> {
         let secrets = self.secrets(&mut table);
         let valid_until = self.valid_until(&mut table);
         let server = self.server(&mut table, name.as_deref().ok(), secrets.as_ref().ok());
+        let server_limits = self.server_limits(&mut table);
         let rights = self.rights(&mut table);
         let limits = self.limits(&mut table);
         table.finish();
         Ok(User {
             name: name?,
             rights,
-            server: Arc::new(server?),
+            server: Arc::new(ServerCredentials { limits: server_limits, ..server? }),
             limits,
             is_listed: true,
             valid_until: valid_until?,
@@ -98,6 +112,18 @@ impl Reader<'_, '_> {
             transaction_timeout: seconds("transaction_timeout"),
             idle_transaction_timeout: seconds("idle_transaction_timeout"),
             client_idle_timeout: seconds("client_idle_timeout"),
+        }
+    }
+
+    fn server_limits(&self, table: &mut Fields<'_, '_>) -> ServerLimits {
+        let mut count = |key, least| {
+            let count = table.integer(key, least..=COUNT_MAX);
+            count.and_then(|count| usize::try_from(*count.get_ref()).ok())
+        };
+        ServerLimits {
+            pool_size: count("pool_size", 1),
+            reserve_pool_size: count("reserve_pool_size", 0),
+            max_user_connections: count("max_user_connections", 0),
         }
     }
 
@@ -229,14 +255,14 @@ impl Reader<'_, '_> {
         }
         let secret = found.map(|secret| ServerSecret::plain(secret.get_ref()));
         if let Some(user) = user {
-            return Ok(ServerCredentials { user: user?, secret });
+            return Ok(ServerCredentials::new(&user?, secret));
         }
         if secret.is_some() {
             self.report.at(table.span(), "a server secret needs its `server_user`");
             return Err(Noted);
         }
         let own = own_secret(secrets.ok_or(Noted)?);
-        Ok(ServerCredentials { user: name.ok_or(Noted)?.to_owned(), secret: own })
+        Ok(ServerCredentials::new(name.ok_or(Noted)?, own))
     }
 
     /// The secret that one of `keys` (itself, environment, file) holds, with its place.

@@ -259,6 +259,32 @@ fn trust_needs_no_secret() {
 }
 
 #[test]
+fn limits_of_a_server_user_hold_for_all_who_are_it() {
+    let user = |name: &str, server: &str, lines: &str| {
+        format!("[[user]]\nname = '{name}'\nsecret = 'x'\nserver_user = '{server}'\n{lines}\n")
+    };
+    let text = [
+        user("a", "app", ""),
+        user("b", "app", "pool_size = 7"),
+        user("c", "app", "max_user_connections = 9\npool_size = 7\nreserve_pool_size = 0"),
+        user("d", "other", ""),
+    ];
+    let users = parse(&text.concat()).expect("fine");
+    let limits = |name: &str| users.get(name).expect(name).server.limits;
+    let want = ServerLimits {
+        pool_size: Some(7),
+        reserve_pool_size: Some(0),
+        max_user_connections: Some(9),
+    };
+    assert_eq!([limits("a"), limits("b"), limits("c")], [want; 3]);
+    assert_eq!(limits("d"), ServerLimits::default());
+    let clash = user("e", "app", "pool_size = 8");
+    let problems = parse(&(text.concat() + &clash)).unwrap_err().to_string();
+    assert!(problems.contains("server user \"app\" has another `pool_size` here than above"));
+    assert!(parse(&user("f", "app", "pool_size = 0")).is_err(), "a pool of none");
+}
+
+#[test]
 fn limits_of_a_user_are_read() {
     let text = "
         [[user]]
@@ -366,7 +392,8 @@ secret = 123456
 "#;
     let keys = "`name`, `secret`, `secret_env`, `secret_file`, `previous_secret`, \
                 `previous_secret_env`, `previous_secret_file`, `valid_until`, `server_user`, `server_secret`, \
-                `server_secret_env`, `server_secret_file`, `hospital`, `hospitals`, \
+                `server_secret_env`, `server_secret_file`, `pool_size`, `reserve_pool_size`, \
+                `max_user_connections`, `hospital`, `hospitals`, \
                 `shard_access`, `cross_hospital`, `pool_mode`, `max_user_client_connections`, \
                 `query_timeout`, `query_wait_timeout`, `transaction_timeout`, \
                 `idle_transaction_timeout`, `client_idle_timeout`";

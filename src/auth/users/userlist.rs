@@ -62,7 +62,7 @@ fn user(line: &str, auth_type: AuthType) -> Result<User, String> {
         return Err(what.into());
     }
     Ok(User {
-        server: Arc::new(ServerCredentials { user: name.clone(), secret: own_secret(&secrets) }),
+        server: Arc::new(ServerCredentials::new(&name, own_secret(&secrets))),
         name,
         rights: Rights::default(),
         limits: UserLimits::default(),

@@ -15,7 +15,7 @@ fn target(secret: Option<&str>) -> Target {
 }
 
 fn target_with(secret: Option<ServerSecret>) -> Target {
-    let credentials = ServerCredentials { user: "app".into(), secret };
+    let credentials = ServerCredentials::new("app", secret);
     let address = Address { host: "localhost".into(), port: 5432 };
     Target::new(address, Connector::plain(), "shard0".into(), &credentials)
 }
@@ -210,7 +210,7 @@ async fn scram_proves_both_sides() {
         let login = log_in(Stream::Memory(Box::new(near)), &target(Some(secret))).await;
         match login {
             Ok(greeting) => assert!(proven && greeting.pid == 77),
-            Err(ConnectError::Refused { sqlstate }) => assert!(!proven && sqlstate == "28P01"),
+            Err(ConnectError::Refused { sqlstate, .. }) => assert!(!proven && sqlstate == "28P01"),
             Err(error) => panic!("{error}"),
         }
         server.await.unwrap();

@@ -48,10 +48,8 @@ fn has_many_iterations(stream: &[u8]) -> bool {
 }
 
 async fn outcome(has_secret: bool, pieces: &[&[u8]]) -> String {
-    let credentials = ServerCredentials {
-        user: "app".into(),
-        secret: has_secret.then(|| ServerSecret::plain("pencil")),
-    };
+    let secret = has_secret.then(|| ServerSecret::plain("pencil"));
+    let credentials = ServerCredentials::new("app", secret);
     let address = Address { host: "localhost".into(), port: 5432 };
     let target = Target::new(address, Connector::plain(), "shard0".into(), &credentials);
     let (near, mut far) = tokio::io::duplex(1 << 20);

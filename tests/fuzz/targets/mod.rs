@@ -8,6 +8,7 @@
 pub mod files;
 pub mod frames;
 pub mod greeting;
+pub mod logins;
 pub mod scram;
 pub mod server;
 pub mod session;
@@ -26,7 +27,7 @@ pub struct Target {
 }
 
 /// All of them.
-pub const ALL: [Target; 11] = [
+pub const ALL: [Target; 15] = [
     Target { name: "frames", mutations: 20_000, run: frames::run },
     Target { name: "startup", mutations: 4_000, run: startup::run },
     Target { name: "scram", mutations: 3_000, run: scram::run },
@@ -38,6 +39,10 @@ pub const ALL: [Target; 11] = [
     Target { name: "config", mutations: 1_000, run: files::run_config },
     Target { name: "shard_map", mutations: 1_500, run: files::run_shard_map },
     Target { name: "users", mutations: 1_500, run: files::run_users },
+    Target { name: "hba", mutations: 3_000, run: logins::run_hba },
+    Target { name: "ident", mutations: 3_000, run: logins::run_ident },
+    Target { name: "userlist", mutations: 3_000, run: logins::run_userlist },
+    Target { name: "proofs", mutations: 3_000, run: logins::run_proofs },
 ];
 
 /// Reads choices off the front of the bytes, so that one input says how as well as what.
