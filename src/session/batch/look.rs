@@ -63,8 +63,8 @@ impl Session {
                         StepKind::Own(Message::Describe)
                     }
                     Kind::Statement => {
-                        let statement = self.statement(named.name)?;
-                        self.look_at_describe(batch, statement)?
+                        let name = named.name.into();
+                        self.look_at_describe(batch, name)?
                     }
                     Kind::Portal => {
                         let name = named.name.to_vec();
@@ -117,7 +117,7 @@ impl Session {
         let kept = self.facts(batch, &statement)?;
         self.check_failed(&kept.analysis, batch.has_ended_failure)?;
         if !parse.name.is_empty() {
-            self.check_name(parse.name)?;
+            self.check_name(parse.name, &statement)?;
         }
         let before = self.statements.get(parse.name).cloned();
         let name: Box<[u8]> = parse.name.into();
@@ -191,9 +191,10 @@ impl Session {
         let statement = self.statement(bind.statement)?;
         let kept = self.facts(batch, &statement)?;
         self.check_failed(&kept.analysis, batch.has_ended_failure)?;
+        let told = self.statements.told(bind.statement);
         let (statement, kept, gives) = self.resolved(&batch.snapshot, statement, kept)?;
         if let Some(name) = &gives {
-            self.check_name(name.as_bytes())?;
+            self.check_name(name.as_bytes(), statement.makes().unwrap_or(&statement))?;
         }
         if let Some(made) = statement.makes() {
             let body = self.facts(batch, made)?;
@@ -225,6 +226,7 @@ impl Session {
                 Err(refusal) => return Err(refusal.into()),
             }
             batch.needs_server = true;
+            batch.uses(&statement, !bind.statement.is_empty(), told);
             batch.changes_names |=
                 kept.analysis.statements.iter().any(|s| params::changes_names(&s.effect));
         }
@@ -389,13 +391,18 @@ impl Session {
     fn look_at_describe(
         &mut self,
         batch: &mut Batch,
-        statement: Arc<Statement>,
+        name: Box<[u8]>,
     ) -> Result<StepKind, Trouble> {
+        let statement = self.statement(&name)?;
         let kept = self.facts(batch, &statement)?;
         let (statement, kept, _) = self.resolved(&batch.snapshot, statement, kept)?;
         Ok(match self.place(batch, &kept) {
             Place::Server => {
                 batch.needs_server = true;
+                batch.uses(&statement, !name.is_empty(), self.statements.told(&name));
+                if !self.has_own_server() {
+                    batch.described.push(name);
+                }
                 StepKind::DescribeStatement(statement)
             }
             Place::Control => StepKind::Control(Message::Describe, statement, kept),
@@ -537,27 +544,34 @@ impl Session {
 }
 
 impl Session {
-    /// The batch's only Bind, and whether its statement may be parsed anew behind the client's back
-    /// if DDL has changed what it answers. On a connection of its own a client would get an error
-    /// for what it prepared before that, and not for what it prepares now.
+    /// The only statement that the batch binds or describes, and whether it may be parsed anew behind
+    /// the client's back if DDL has changed what it answers. On a connection of its own a client
+    /// would get an error for what it prepared before that, and not for what it prepares now.
     fn find_sole(&self, batch: &Batch, run: &mut Run) -> Result<(), Trouble> {
         let mut binds = batch.steps.iter().filter_map(|step| match &step.kind {
             StepKind::Bind(statement, _) => Some((statement, step)),
             _ => None,
         });
         let (first, second) = (binds.next(), binds.next());
-        let Some((statement, bind)) = first else { return Ok(()) };
+        let mut described = batch.steps.iter().filter_map(|step| match &step.kind {
+            StepKind::DescribeStatement(statement) => Some(statement),
+            _ => None,
+        });
+        let of_bind = first.map(|(statement, _)| statement);
+        let Some(statement) = of_bind.or_else(|| described.clone().next()) else { return Ok(()) };
+        let is_sole = second.is_none() && described.all(|of| of.id == statement.id);
         let is_own = self.has_own_server();
         let is_plain = |step: &Step| match &step.kind {
             StepKind::Parse(other) | StepKind::DescribeStatement(other) => other.id == statement.id,
             StepKind::Bind(..)
             | StepKind::Portal(Message::Describe)
             | StepKind::Execute
-            | StepKind::Sync => true,
+            | StepKind::Sync
+            | StepKind::Flush => true,
             _ => false,
         };
-        let is_alone = second.is_none()
-            && batch.has_sync
+        let is_alone = is_sole
+            && (batch.has_sync || run.is_own_batch)
             && self.attached.is_none()
             && self.pinned.is_none()
             && matches!(self.block, Block::None)
@@ -565,21 +579,34 @@ impl Session {
             && !matches!(statement.origin(), Origin::Execute(_) | Origin::Prepare(_));
         let parses = |step: &Step| matches!(step.kind, StepKind::Parse(_));
         let describes = |step: &Step| matches!(step.kind, StepKind::Portal(Message::Describe));
+        // What it was told before it goes by.
+        let was_told = batch.is_told(statement);
         // It learns the new columns from this very batch, and its values mean what they say.
-        let body = &self.input.as_slice()[bind.frame.start + HEADER_BYTES..bind.frame.end];
-        let bind = Bind::read(body)?;
-        let count = bind.param_count();
-        let is_typed = statement.types().iter().filter(|oid| **oid != 0).count() >= count;
-        let is_text = (1..=count).all(|n| {
-            let param = u16::try_from(n).ok().and_then(|n| bind.param(n));
-            matches!(param, Some((0, _) | (_, None)))
-        });
-        let is_told = batch.steps.iter().any(parses)
-            || (batch.steps.iter().any(describes) && (is_typed || is_text));
-        if statement.is_stale() && !(is_alone && is_told) && !is_own {
+        let means_what_it_says = |bind: &Step| {
+            let body = &self.input.as_slice()[bind.frame.start + HEADER_BYTES..bind.frame.end];
+            let bind = Bind::read(body)?;
+            let count = bind.param_count();
+            let is_typed = statement.types().iter().filter(|oid| **oid != 0).count() >= count;
+            let is_text = (1..=count).all(|n| {
+                let param = u16::try_from(n).ok().and_then(|n| bind.param(n));
+                matches!(param, Some((0, _) | (_, None)))
+            });
+            Ok::<_, wire::Error>(is_typed || is_text)
+        };
+        let is_told = !was_told
+            && (batch.steps.iter().any(parses)
+                || match first {
+                    Some((_, bind)) if batch.steps.iter().any(describes) => {
+                        means_what_it_says(bind)?
+                    }
+                    _ => false,
+                });
+        // Of what it was told the servers are asked.
+        let is_answerable = is_own || was_told || (is_alone && is_told);
+        if statement.is_stale() && !is_answerable {
             return Err(refusals::stale_statement().into());
         }
-        if second.is_none() {
+        if is_sole {
             run.sole = Some(statement.clone());
             run.is_healable = is_alone && is_told && !is_own;
         }
