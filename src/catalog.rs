@@ -255,6 +255,8 @@ pub struct CatalogStore {
     /// Refreshes begun, and the number of the last one that ended.
     begun: AtomicU64,
     ended: watch::Sender<u64>,
+    /// Rises when what names mean may have changed.
+    epoch: AtomicU64,
 }
 
 struct Known {
@@ -301,6 +303,7 @@ impl CatalogStore {
             wanted: Notify::new(),
             begun: AtomicU64::new(0),
             ended: watch::Sender::new(0),
+            epoch: AtomicU64::new(0),
         })
     }
 
@@ -328,7 +331,13 @@ impl CatalogStore {
 
     /// Asks for a refresh soon, and doesn't wait: after DDL.
     pub fn request_refresh(&self) {
+        self.epoch.fetch_add(1, Ordering::SeqCst);
         self.wanted.notify_one();
+    }
+
+    /// What was parsed under another epoch may mean something else now.
+    pub fn epoch(&self) -> u64 {
+        self.epoch.load(Ordering::Relaxed)
     }
 
     /// Waits for a refresh that began after this call and returns its snapshot: for a statement that
@@ -449,6 +458,7 @@ impl CatalogStore {
 
     fn publish(&self, known: &mut Known) {
         known.version += 1;
+        self.epoch.fetch_add(1, Ordering::SeqCst);
         let facts: Vec<ShardFacts> =
             known.shards.iter().map(|read| ShardFacts::clone(&read.facts)).collect();
         let catalog = Catalog::build(known.version, &facts, &known.declared);

@@ -289,11 +289,17 @@ pub struct Pool {
     /// Prepared statements kept on each server connection; 0 keeps none beyond its client's.
     pub max_prepared_statements: usize,
     /// Times that a text is parsed without a name before servers keep it as a prepared statement,
-    /// which saves them parsing and planning it; 0: never. A plan that is kept does not see a table
-    /// made later under a name that it shadows, as a statement parsed each time would.
+    /// which saves them parsing and planning it; 0: never. Off unless asked for: a kept plan does not
+    /// see a table or function made later that its text would now mean, until pgward knows of it
+    /// (DDL that passes through at once, other DDL within `catalog_refresh_s`), and from its sixth
+    /// use on Postgres may plan it for all parameters alike (`plan_cache_mode`). Sessions with
+    /// temporary tables keep nothing.
     pub server_prepare_threshold: u32,
     /// Prepared statements that one client may hold.
     pub max_client_statements: usize,
+    /// Bytes of text, names and parameter types of the prepared statements that one client may hold
+    /// by name; one more is refused (53400). Clients with the same statements share their memory.
+    pub client_statement_bytes_max: usize,
     /// Clients that may wait for one pool; one more gets 53300.
     pub max_waiting: usize,
     /// Seconds that a cancel may take to reach its server, and the server to obey one of pgward's
@@ -551,6 +557,7 @@ impl Default for Pool {
             max_prepared_statements: 200,
             server_prepare_threshold: 0,
             max_client_statements: 10_000,
+            client_statement_bytes_max: 8 << 20,
             max_waiting: 20_000,
             cancel_wait_timeout: 10.0,
         }

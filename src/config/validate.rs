@@ -347,6 +347,7 @@ impl Checks<'_> {
             max_prepared_statements,
             server_prepare_threshold: _, // any number is good
             max_client_statements,
+            client_statement_bytes_max,
             max_waiting,
             cancel_wait_timeout,
         } = pool;
@@ -381,6 +382,8 @@ impl Checks<'_> {
         }
         self.count("pool", "max_prepared_statements", *max_prepared_statements, 0);
         self.count("pool", "max_client_statements", *max_client_statements, 1);
+        let bytes_max = *client_statement_bytes_max as u64;
+        self.within("pool", "client_statement_bytes_max", bytes_max, 1024..=BYTES_MAX);
         self.count("pool", "max_waiting", *max_waiting, 1);
     }
 

@@ -8,6 +8,7 @@
 
 use super::Refusal;
 use crate::shard_map::ShardId;
+use crate::wire::backend::Routine;
 use crate::wire::sqlstate;
 
 // Finding the hospital.
@@ -194,7 +195,11 @@ pub fn reference_write(what: &str, hint: &str) -> Refusal {
 
 /// The grammar rejects the text; the parser's own words.
 pub fn syntax(message: &str, position: Option<u32>) -> Refusal {
-    Refusal { position, ..Refusal::error(sqlstate::SYNTAX_ERROR, message) }
+    let refusal = Refusal::error(sqlstate::SYNTAX_ERROR, message);
+    match position {
+        Some(position) => refusal.with_position(position),
+        None => refusal,
+    }
 }
 
 /// The text nests too deep to be analysed.
@@ -624,6 +629,15 @@ pub fn unreadable_row() -> Refusal {
 /// DDL has changed what a prepared statement answers: Postgres's own words.
 pub fn stale_statement() -> Refusal {
     Refusal::error("0A000", "cached plan must not change result type")
+        .with_routine(Routine::RevalidateCachedQuery)
+}
+
+/// DISCARD ALL in a block, or in a query string with other statements, which is one too.
+pub fn discard_in_transaction() -> Refusal {
+    Refusal::error(
+        sqlstate::ACTIVE_SQL_TRANSACTION,
+        "DISCARD ALL cannot run inside a transaction block",
+    )
 }
 
 /// A prepared statement of that name exists.
@@ -652,6 +666,15 @@ pub fn no_portal(name: &str) -> Refusal {
 pub fn too_many_statements() -> Refusal {
     Refusal::error(sqlstate::PROGRAM_LIMIT_EXCEEDED, "too many prepared statements")
         .with_hint("DEALLOCATE some, or raise max_client_statements.")
+}
+
+/// Over `client_statement_bytes_max`.
+pub fn too_large_statements() -> Refusal {
+    Refusal::error(
+        sqlstate::CONFIGURATION_LIMIT_EXCEEDED,
+        "the prepared statements of this connection are too large together",
+    )
+    .with_hint("DEALLOCATE some, or raise client_statement_bytes_max.")
 }
 
 /// Over `batch_bytes_max` before any Bind said where it goes.

@@ -8,6 +8,7 @@ pub mod login;
 pub mod pipeline;
 pub mod prepared;
 
+use std::hash::{DefaultHasher, Hasher};
 use std::io;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -20,7 +21,7 @@ use crate::wire::backend::ErrorReply;
 use crate::wire::frontend::Kind;
 use crate::wire::{self, HEADER_BYTES, TxnStatus, backend, frontend, sqlstate};
 pub use pipeline::{Copy, Expect, Message, Pipeline, Settled, Verdict};
-pub use prepared::{Prepared, StatementId};
+pub use prepared::{Prepared, Shape, StatementId};
 
 /// How long a query of pgward's own (settings, a reset) may take: a server that is silent for
 /// Name of pgward's own statement beside a client's.
@@ -73,6 +74,15 @@ pub enum Reply {
         tag: CommandTag,
         /// `C`, `I` or `s`.
         kind: u8,
+        /// The client has it.
+        forwarded: bool,
+    },
+    /// A shared statement was described.
+    Described {
+        /// Which.
+        id: StatementId,
+        /// What of it counts.
+        shape: Shape,
         /// The client has it.
         forwarded: bool,
     },
@@ -151,6 +161,8 @@ pub struct ServerConn {
     held: Vec<u8>,
     /// A Close was sent and not confirmed before an error: a name may be taken unexpectedly.
     pending_closes: usize,
+    /// Of the description that is coming: its parameters.
+    described: DefaultHasher,
     /// Statements on it.
     pub prepared: Prepared,
     /// Settings on it beyond its own defaults.
@@ -188,6 +200,7 @@ impl ServerConn {
             cancelled: None,
             held: Vec::new(),
             pending_closes: 0,
+            described: DefaultHasher::new(),
             prepared: Prepared::default(),
             settings: Arc::default(),
             default_path: Arc::default(),
@@ -345,7 +358,8 @@ impl ServerConn {
             let may_be_held = only_prepares
                 && matches!(header.tag, b'T' | b't' | b'N')
                 && header.total <= REPLY_BYTES_MAX;
-            if !is_whole && (may_be_held || !passes_by(header.tag)) {
+            let is_looked_into = may_be_held || is_description(&self.pipeline, header.tag);
+            if !is_whole && (is_looked_into || !passes_by(header.tag)) {
                 if header.total > REPLY_BYTES_MAX {
                     return Err(wire::Error::TooLong {
                         tag: header.tag,
@@ -430,6 +444,21 @@ impl ServerConn {
                     self.prepared.on_parse_complete();
                     None
                 }
+                (b't', _) if is_description(&self.pipeline, header.tag) => {
+                    self.described = DefaultHasher::new();
+                    self.described.write(body);
+                    None
+                }
+                (b'T' | b'n', Settled::One(Message::DescribeShared(id))) => {
+                    let mut hash = std::mem::take(&mut self.described);
+                    hash.write_u8(header.tag);
+                    if header.tag == b'T' {
+                        backend::hash_row_description(body, &mut hash)?;
+                    }
+                    let shape = Shape(hash.finish());
+                    self.prepared.on_described(id, shape);
+                    Some(Reply::Described { id, shape, forwarded: is_forwarded })
+                }
                 (b'3', _) => {
                     self.pending_closes = self.pending_closes.saturating_sub(1);
                     None
@@ -468,6 +497,10 @@ impl ServerConn {
             }
             if !is_forwarded {
                 start = at;
+            }
+            if header.tag == b'Z' {
+                // No error came to what was kept back.
+                forward(held, has_forwarded, out, &[]);
             }
             if has_synthesized(&self.pipeline, self.passing) {
                 if only_prepares {
@@ -668,6 +701,12 @@ fn hold_synthesized(pipeline: &mut Pipeline, held: &mut Vec<u8>) {
 fn has_synthesized(pipeline: &Pipeline, passing: usize) -> bool {
     passing == 0
         && matches!(pipeline.front(), Some(owed) if matches!(owed.expect, Expect::Synthesize(_)))
+}
+
+/// A description that is remembered.
+fn is_description(pipeline: &Pipeline, tag: u8) -> bool {
+    matches!(tag, b't' | b'T')
+        && matches!(pipeline.front(), Some(owed) if matches!(owed.message, Message::DescribeShared(_)))
 }
 
 /// Frames whose body nobody needs whole.

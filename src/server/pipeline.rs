@@ -16,6 +16,7 @@ use std::collections::VecDeque;
 
 use bytes::{Bytes, BytesMut};
 
+use super::StatementId;
 use crate::wire::TxnStatus;
 use crate::wire::backend::ErrorReply;
 
@@ -28,6 +29,8 @@ pub enum Message {
     Bind,
     /// Answered by RowDescription or NoData, for a statement behind ParameterDescription.
     Describe,
+    /// As Describe, of this shared statement: its answer is remembered.
+    DescribeShared(StatementId),
     /// Answered up to CommandComplete, EmptyQueryResponse or PortalSuspended.
     Execute,
     /// Answered by CloseComplete.
@@ -212,8 +215,10 @@ impl Pipeline {
             (b'1', Message::Parse) | (b'2', Message::Bind) | (b'3', Message::Close) => {
                 self.settle(message)
             }
-            (b't', Message::Describe) => Ok((self.verdict(), Settled::Nothing)),
-            (b'T' | b'n', Message::Describe) => self.settle(message),
+            (b't', Message::Describe | Message::DescribeShared(_)) => {
+                Ok((self.verdict(), Settled::Nothing))
+            }
+            (b'T' | b'n', Message::Describe | Message::DescribeShared(_)) => self.settle(message),
             (b'T' | b'D', _) if runs => Ok((self.verdict(), Settled::Nothing)),
             (b'd' | b'c', _) if runs => Ok((self.verdict(), Settled::Nothing)),
             (b'G', _) if runs => {

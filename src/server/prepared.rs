@@ -3,7 +3,8 @@
 //! A statement counts as present from the moment its Parse is put into the server's buffer, so
 //! that a pipeline names it once; a failed batch takes back what the server has not confirmed.
 
-use std::collections::{HashMap, VecDeque};
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap, VecDeque};
 
 /// Id of a statement shared by all clients: one per distinct (text, declared types).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -16,12 +17,33 @@ impl StatementId {
     }
 }
 
+/// What a server says that a statement takes and answers: a hash of the types of its parameters and
+/// of its columns. A statement keeps it on its server, which raises 0A000 once it can't.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Shape(pub u64);
+
+#[derive(Debug)]
+struct Held {
+    used: u64,
+    /// The use that it stands in `oldest` with.
+    queued: u64,
+    epoch: u64,
+    /// Once the server was asked.
+    shape: Option<Shape>,
+}
+
 /// Statements present on a server.
 #[derive(Debug, Default)]
 pub struct Prepared {
-    named: HashMap<StatementId, u64, foldhash::fast::RandomState>,
+    named: HashMap<StatementId, Held, foldhash::fast::RandomState>,
     unnamed: Option<StatementId>,
+    unnamed_shape: Option<Shape>,
     clock: u64,
+    /// By a use that may not be the last: whoever takes one out looks again, so that a use costs
+    /// nothing but a number.
+    oldest: BinaryHeap<Reverse<(u64, StatementId)>>,
+    /// What is parsed from now on is parsed under this; see [`Self::is_old`].
+    pub epoch: u64,
     unconfirmed: VecDeque<Option<StatementId>>,
     /// PREPARE was sent for these since the last ReadyForQuery.
     unsure: Vec<StatementId>,
@@ -32,8 +54,8 @@ impl Prepared {
     pub fn touch(&mut self, id: StatementId) -> bool {
         self.clock += 1;
         match self.named.get_mut(&id) {
-            Some(used) => {
-                *used = self.clock;
+            Some(held) => {
+                held.used = self.clock;
                 true
             }
             None => false,
@@ -47,8 +69,7 @@ impl Prepared {
 
     /// A Parse of `id` under its name was sent.
     pub fn parse_named(&mut self, id: StatementId) {
-        self.clock += 1;
-        self.named.insert(id, self.clock);
+        self.confirm(id);
         self.unconfirmed.push_back(Some(id));
     }
 
@@ -61,7 +82,38 @@ impl Prepared {
     /// `id` is there.
     pub fn confirm(&mut self, id: StatementId) {
         self.clock += 1;
-        self.named.insert(id, self.clock);
+        let (used, epoch) = (self.clock, self.epoch);
+        self.named.insert(id, Held { used, queued: used, epoch, shape: None });
+        self.oldest.push(Reverse((used, id)));
+        if self.oldest.len() > 2 * self.named.len() + 64 {
+            let named = &self.named;
+            let is_there = |held: &Held, used| held.queued == used;
+            self.oldest.retain(|Reverse((used, id))| {
+                named.get(id).is_some_and(|held| is_there(held, *used))
+            });
+        }
+    }
+
+    /// It was parsed before the epoch of now: whoever prepares it now may mean something else.
+    pub fn is_old(&self, id: StatementId) -> bool {
+        self.named.get(&id).is_some_and(|held| held.epoch != self.epoch)
+    }
+
+    /// The server has described `id`.
+    pub fn on_described(&mut self, id: StatementId, shape: Shape) {
+        if let Some(held) = self.named.get_mut(&id) {
+            held.shape = Some(shape);
+        } else if self.is_unnamed(id) {
+            self.unnamed_shape = Some(shape);
+        }
+    }
+
+    /// As the server described the `id` that it has, if it did.
+    pub fn shape(&self, id: StatementId) -> Option<Shape> {
+        match self.named.get(&id) {
+            Some(held) => held.shape,
+            None => self.unnamed_shape.filter(|_| self.is_unnamed(id)),
+        }
     }
 
     /// `id` is not there any more.
@@ -77,6 +129,7 @@ impl Prepared {
     /// A Parse of the unnamed statement was sent; `id` where it is a shared statement.
     pub fn parse_unnamed(&mut self, id: Option<StatementId>) {
         self.unnamed = id;
+        self.unnamed_shape = None;
         self.unconfirmed.push_back(None);
     }
 
@@ -105,17 +158,25 @@ impl Prepared {
 
     /// The longest unused statement, taken out, if more than `max` are held.
     pub fn evict_over(&mut self, max: usize) -> Option<StatementId> {
-        if self.named.len() <= max {
-            return None;
+        while self.named.len() > max {
+            let Reverse((used, id)) = self.oldest.pop()?;
+            let Some(held) = self.named.get_mut(&id).filter(|held| held.queued == used) else {
+                continue;
+            };
+            if held.used == used {
+                self.named.remove(&id);
+                return Some(id);
+            }
+            held.queued = held.used;
+            self.oldest.push(Reverse((held.used, id)));
         }
-        let oldest = self.named.iter().min_by_key(|(_, used)| **used).map(|(id, _)| *id)?;
-        self.named.remove(&oldest);
-        Some(oldest)
+        None
     }
 
     /// Forgets all: DEALLOCATE ALL or DISCARD ALL ran.
     pub fn clear(&mut self) {
         self.named.clear();
+        self.oldest.clear();
         self.unnamed = None;
     }
 
@@ -155,6 +216,40 @@ mod tests {
         assert!(prepared.touch(StatementId(1)));
         assert_eq!(prepared.evict_over(2), Some(StatementId(2)));
         assert_eq!(prepared.evict_over(2), None);
+    }
+
+    #[test]
+    fn names_that_come_and_go_leave_nothing_behind() {
+        let mut prepared = Prepared::default();
+        for n in 0..1_000 {
+            prepared.confirm(StatementId(n % 3));
+            prepared.remove(StatementId(n % 3));
+            prepared.confirm(StatementId(n % 3));
+        }
+        assert!(prepared.oldest.len() <= 128, "{}", prepared.oldest.len());
+        assert!(prepared.touch(StatementId(0)));
+        let gone = (prepared.evict_over(1), prepared.evict_over(1), prepared.evict_over(1));
+        assert_eq!(gone, (Some(StatementId(1)), Some(StatementId(2)), None));
+    }
+
+    #[test]
+    fn what_was_described_is_known_until_it_is_parsed_anew() {
+        let mut prepared = Prepared::default();
+        let (id, shape) = (StatementId(1), Shape(7));
+        prepared.on_described(id, shape);
+        assert_eq!(prepared.shape(id), None);
+        prepared.parse_unnamed(Some(id));
+        prepared.on_described(id, shape);
+        assert_eq!(prepared.shape(id), Some(shape));
+        prepared.parse_named(id);
+        assert_eq!(prepared.shape(id), None);
+        prepared.on_described(id, shape);
+        prepared.parse_unnamed(None);
+        assert_eq!(prepared.shape(id), Some(shape));
+        prepared.epoch += 1;
+        assert!(prepared.is_old(id));
+        prepared.parse_named(id);
+        assert_eq!((prepared.shape(id), prepared.is_old(id)), (None, false));
     }
 
     #[test]

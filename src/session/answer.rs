@@ -328,10 +328,7 @@ impl Session {
     fn discard(&mut self, what: Discard) -> Result<Local, ErrorReply> {
         if what == Discard::All {
             if !matches!(self.block, super::Block::None) || self.attached.is_some() {
-                return Err(ErrorReply::error(
-                    "25001",
-                    "DISCARD ALL cannot run inside a transaction block",
-                ));
+                return Err(refusals::discard_in_transaction());
             }
             if let Some(pinned) = self.pinned.take() {
                 self.unpin(pinned);

@@ -107,6 +107,8 @@ impl Session {
             asked_at: None,
             is_overdue: false,
             effects: VecDeque::new(),
+            described: VecDeque::new(),
+            has_ddl: false,
             named: Vec::new(),
             has_failed: false,
             ledger_before: None,

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use super::batch::NoValues;
 use super::run::{Confirmed, Run};
-use super::statements::{Kept, Origin, Statement};
+use super::statements::{Kept, Origin, Statement, weight};
 use super::{Session, params};
 use crate::catalog::Snapshot;
 use crate::route::{refusals, refuse_text};
@@ -48,13 +48,18 @@ impl Session {
         Some(store.intern_from(text, types, &self.names, statement.origin(), None))
     }
 
-    /// One more named statement is as many as the client may have.
-    pub(super) fn check_name(&self, name: &[u8]) -> Result<(), ErrorReply> {
+    /// The client may give this name to one more statement.
+    pub(super) fn check_name(&self, name: &[u8], of: &Statement) -> Result<(), ErrorReply> {
         if self.statements.get(name).is_some() && !self.has_own_server() {
             return Err(refusals::duplicate_statement(&String::from_utf8_lossy(name)));
         }
-        if self.statements.len() >= self.services.config.load().pool.max_client_statements {
+        let config = self.services.config.load();
+        if self.statements.len() >= config.pool.max_client_statements {
             return Err(refusals::too_many_statements());
+        }
+        let bytes = self.statements.bytes() + weight(name, of);
+        if bytes > config.pool.client_statement_bytes_max {
+            return Err(refusals::too_large_statements());
         }
         Ok(())
     }
@@ -146,7 +151,7 @@ impl Session {
         let mut effect = None;
         let kept = match before.prepares() {
             Some(prepare) => {
-                self.check_name(prepare.name.as_bytes()).map_err(plain)?;
+                self.check_name(prepare.name.as_bytes(), &rewrite.of).map_err(plain)?;
                 self.check_prepared(snapshot, &body).map_err(|refusal| (refusal, is_unknown))?;
                 let of = rewrite.of.clone();
                 effect = Some(Confirmed::Prepared(prepare.name.as_str().into(), of));

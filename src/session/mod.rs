@@ -179,6 +179,10 @@ pub(crate) struct Attached {
     is_overdue: bool,
     /// What the statements under way do to the session, in the order of their replies.
     effects: std::collections::VecDeque<run::Confirmed>,
+    /// Names whose statements the server is about to describe to the client.
+    described: std::collections::VecDeque<Box<[u8]>>,
+    /// Its transaction has changed tables or functions.
+    has_ddl: bool,
     /// Names that the batch under way gave away, whose Parse may still fail.
     named: batch::GivenNames,
     /// Something failed since the last ReadyForQuery: the server skips up to Sync, and rolls back.

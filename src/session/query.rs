@@ -11,7 +11,7 @@ use crate::catalog::Snapshot;
 use crate::route::{Bound, Role, Route, TextValues, Values, refusals, refuse_text};
 use crate::server::{Expect, Message};
 use crate::shard_map::ShardId;
-use crate::sql::{Analysis, Effect};
+use crate::sql::{Analysis, Discard, Effect};
 use crate::wire::backend::{self, ErrorReply};
 use crate::wire::{HEADER_BYTES, TxnStatus, frontend};
 
@@ -244,10 +244,16 @@ impl Session {
             }
             many if many.len() > 1
                 && !self.has_own_server()
+                && many.iter().any(|s| s.effect == Effect::Discard(Discard::All)) =>
+            {
+                return Err(plain(refusals::discard_in_transaction()));
+            }
+            many if many.len() > 1
+                && !self.has_own_server()
                 && many.iter().any(|s| forgets_statements(&s.effect)) =>
             {
                 return Err(plain(refusals::unsupported(
-                    "DEALLOCATE or DISCARD together with other statements in one query string",
+                    "DEALLOCATE together with other statements in one query string",
                     "Send it as a query string of its own.",
                 )));
             }
@@ -429,7 +435,7 @@ fn is_of_prepared(statement: &crate::sql::Statement) -> bool {
 
 /// On a server it would take away what all clients have prepared there.
 fn forgets_statements(effect: &Effect) -> bool {
-    matches!(effect, Effect::Deallocate(_) | Effect::Discard(crate::sql::Discard::All))
+    matches!(effect, Effect::Deallocate(_))
 }
 
 fn sets_hospital(effect: &Effect) -> bool {

@@ -257,6 +257,7 @@ impl Session {
                 Reply::Error(error) => {
                     // The server skips what follows, and so its effects never come.
                     attached.effects.clear();
+                    attached.described.clear();
                     let role = server_role(attached.checkout.role);
                     self.services.metrics.on_error(attached.checkout.shard.0, role, error.code());
                     running.has_failed = true;
@@ -268,7 +269,11 @@ impl Session {
                     }
                     let is_at_start = matches!(
                         error.message,
-                        Some(server::Message::Bind | server::Message::Describe)
+                        Some(
+                            server::Message::Bind
+                                | server::Message::Describe
+                                | server::Message::DescribeShared(_)
+                        )
                     );
                     if is_stale || error.code() == "26000" {
                         let may_heal = matches!(running.sole, Some((_, true)));
@@ -324,6 +329,11 @@ impl Session {
                             effect,
                             tag,
                         );
+                    }
+                }
+                Reply::Described { id, shape, forwarded } => {
+                    if forwarded && let Some(name) = attached.described.pop_front() {
+                        self.statements.tell(&name, (id, shape));
                     }
                 }
                 Reply::CopyIn => {

@@ -59,9 +59,12 @@ impl Session {
 
     /// Keeps the server in a transaction, else lets it go.
     fn settle(&mut self, mut attached: Box<Attached>, run: &Run, mut running: Running) {
-        if running.is_ddl {
+        let is_over = running.ready == Some(TxnStatus::Idle);
+        // Again at the end of its transaction: until then others do not see it.
+        if running.is_ddl || (attached.has_ddl && is_over) {
             self.services.catalog.request_refresh();
         }
+        attached.has_ddl = (attached.has_ddl || running.is_ddl) && !is_over;
         if running.copy_left > 0 {
             // The server ended the COPY amid a CopyData of the client's: its rest is for nobody.
             self.skip_bytes = running.copy_left;
@@ -353,6 +356,9 @@ impl Session {
         running: &Running,
     ) -> Result<(), End> {
         self.take_back_unconfirmed(&mut attached);
+        if attached.has_ddl {
+            self.services.catalog.request_refresh();
+        }
         let (shard, hospital) = (attached.checkout.shard, attached.bound.hospital);
         let is_mid_frame = attached.checkout.server.is_mid_frame();
         self.client.on_detach();

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use arc_swap::ArcSwapOption;
 use quick_cache::sync::Cache;
 
-use crate::server::StatementId;
+use crate::server::{Shape, StatementId};
 use crate::sql::{self, Analysis, Analyzer, Catalog, Context, Effect, KeySource, SettingValue};
 
 /// What names and literals mean to a session: part of a statement's identity.
@@ -358,41 +358,85 @@ impl Store {
     /// A server says that `statement` would answer other columns now: its text gets a new id, so
     /// that whoever prepares it from now on finds it fresh on every server.
     pub fn retire(&self, statement: &Statement) {
+        if statement.is_stale.swap(true, Ordering::Relaxed) {
+            // Its text may have a fresh id already.
+            return;
+        }
         let Key { sql, types, names, origin } = &statement.key;
         self.cache.remove(&Pieces { sql, types, names, origin });
-        statement.is_stale.store(true, Ordering::Relaxed);
     }
 }
 
-type Named = HashMap<Box<[u8]>, Arc<Statement>, foldhash::fast::RandomState>;
+/// What a client's name means to it.
+#[derive(Debug)]
+struct Meaning {
+    statement: Arc<Statement>,
+    /// As it was described to the client, which reads rows by that from then on.
+    told: Option<Told>,
+}
+
+/// What a client was told, and of which statement: an EXECUTE is another one when its name is.
+pub type Told = (StatementId, Shape);
+
+type Named = HashMap<Box<[u8]>, Meaning, foldhash::fast::RandomState>;
+
+/// What a client holds in memory with a name, at most.
+pub fn weight(name: &[u8], statement: &Statement) -> usize {
+    name.len() + statement.sql().len() + 4 * statement.types().len()
+}
 
 /// One client's names.
 #[derive(Debug, Default)]
 pub struct Statements {
-    unnamed: Option<Arc<Statement>>,
+    unnamed: Option<Meaning>,
     named: Option<Box<Named>>,
+    /// Of the named ones, with their names.
+    bytes: usize,
 }
 
 impl Statements {
     /// The statement of this name; empty: the unnamed one.
     pub fn get(&self, name: &[u8]) -> Option<&Arc<Statement>> {
+        self.meaning(name).map(|meaning| &meaning.statement)
+    }
+
+    /// What the client was told of the statement of this name, if it was.
+    pub fn told(&self, name: &[u8]) -> Option<Told> {
+        self.meaning(name)?.told
+    }
+
+    fn meaning(&self, name: &[u8]) -> Option<&Meaning> {
         if name.is_empty() { self.unnamed.as_ref() } else { self.named.as_ref()?.get(name) }
     }
 
     /// Gives `name` to a statement.
     pub fn insert(&mut self, name: &[u8], statement: Arc<Statement>) {
+        let meaning = Meaning { statement, told: None };
         if name.is_empty() {
-            self.unnamed = Some(statement);
+            self.unnamed = Some(meaning);
         } else {
-            self.named.get_or_insert_default().insert(name.into(), statement);
+            self.bytes += weight(name, &meaning.statement);
+            let before = self.named.get_or_insert_default().insert(name.into(), meaning);
+            self.bytes -= before.map_or(0, |before| weight(name, &before.statement));
+        }
+    }
+
+    /// The statement of this name was described to the client.
+    pub fn tell(&mut self, name: &[u8], told: Told) {
+        let meaning = match name.is_empty() {
+            true => self.unnamed.as_mut(),
+            false => self.named.as_mut().and_then(|named| named.get_mut(name)),
+        };
+        if let Some(meaning) = meaning {
+            meaning.told = Some(told);
         }
     }
 
     /// Whatever means `old` means `new` from now on.
     pub fn replace(&mut self, old: &Arc<Statement>, new: &Arc<Statement>) {
         let named = self.named.iter_mut().flat_map(|named| named.values_mut());
-        for statement in named.chain(&mut self.unnamed).filter(|of| of.id == old.id) {
-            *statement = new.clone();
+        for meaning in named.chain(&mut self.unnamed).filter(|of| of.statement.id == old.id) {
+            meaning.statement = new.clone();
         }
     }
 
@@ -401,7 +445,8 @@ impl Statements {
         if name.is_empty() {
             self.unnamed = None;
         } else if let Some(named) = &mut self.named {
-            named.remove(name);
+            let before = named.remove(name);
+            self.bytes -= before.map_or(0, |before| weight(name, &before.statement));
             if named.is_empty() {
                 self.named = None;
             }
@@ -411,6 +456,12 @@ impl Statements {
     /// DEALLOCATE ALL, DISCARD ALL.
     pub fn clear(&mut self) {
         self.named = None;
+        self.bytes = 0;
+    }
+
+    /// Bytes of the named statements' texts and names, as if no other client had them.
+    pub fn bytes(&self) -> usize {
+        self.bytes
     }
 
     /// Named statements.

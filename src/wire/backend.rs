@@ -5,6 +5,7 @@
 //! bytes. Format: the manual's "Message Formats".
 
 use std::borrow::Cow;
+use std::num::NonZeroU32;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use pgwire::messages::Message;
@@ -81,7 +82,24 @@ pub struct ErrorReply {
     /// What to do.
     pub hint: Option<String>,
     /// 1-based character position in the statement.
-    pub position: Option<u32>,
+    pub position: Option<NonZeroU32>,
+    /// The function in Postgres that would have reported it, where drivers go by that.
+    pub routine: Option<Routine>,
+}
+
+/// A function in Postgres whose errors drivers know by its name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Routine {
+    /// Looks whether a cached plan still holds.
+    RevalidateCachedQuery,
+}
+
+impl Routine {
+    fn name(self) -> &'static str {
+        match self {
+            Self::RevalidateCachedQuery => "RevalidateCachedQuery",
+        }
+    }
 }
 
 impl ErrorReply {
@@ -94,6 +112,7 @@ impl ErrorReply {
             detail: None,
             hint: None,
             position: None,
+            routine: None,
         }
     }
 
@@ -126,7 +145,13 @@ impl ErrorReply {
 
     /// Says where in the statement, counted in characters from 1.
     pub fn with_position(mut self, position: u32) -> Self {
-        self.position = Some(position);
+        self.position = NonZeroU32::new(position);
+        self
+    }
+
+    /// Says which function of Postgres would have reported it.
+    pub fn with_routine(mut self, routine: Routine) -> Self {
+        self.routine = Some(routine);
         self
     }
 
@@ -144,6 +169,7 @@ impl ErrorReply {
         add(b'D', self.detail.as_deref());
         add(b'H', self.hint.as_deref());
         add(b'P', self.position.map(|position| position.to_string()).as_deref());
+        add(b'R', self.routine.map(Routine::name));
         if matches!(self.severity, "WARNING" | "NOTICE") {
             put(out, response::NoticeResponse::new(fields));
         } else {
@@ -377,6 +403,24 @@ pub fn read_parameter_status(body: &[u8]) -> Result<(&str, &[u8]), Error> {
     let name = std::str::from_utf8(name).map_err(|_| reader.malformed("is not UTF-8"))?;
     reader.finish()?;
     Ok((name, value))
+}
+
+/// Reads RowDescription into `hash`: what of it decides how rows are read, and what Postgres itself
+/// compares before it says that a cached plan must not change its result type. Not the tables, whose
+/// OIDs differ between servers, nor formats, which a Bind gives.
+pub fn hash_row_description(body: &[u8], hash: &mut impl std::hash::Hasher) -> Result<(), Error> {
+    let mut reader = Reader::new(tag::ROW_DESCRIPTION, body);
+    let count = reader.count()?;
+    for _ in 0..count {
+        hash.write(reader.cstr()?);
+        // Its end: names are of any length.
+        hash.write_u8(0);
+        let _table_and_column = reader.bytes(6)?;
+        // Type, length and modifier.
+        hash.write(reader.bytes(10)?);
+        let _format = reader.i16()?;
+    }
+    reader.finish()
 }
 
 /// Reads CommandComplete's tag, e.g. `INSERT 0 1`.

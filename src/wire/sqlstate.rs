@@ -30,6 +30,8 @@ pub const INVALID_PASSWORD: &str = "28P01";
 pub const INVALID_AUTHORIZATION: &str = "28000";
 /// Too many clients or held requests.
 pub const TOO_MANY_CONNECTIONS: &str = "53300";
+/// configuration_limit_exceeded
+pub const CONFIGURATION_LIMIT_EXCEEDED: &str = "53400";
 /// The shard has no primary, or pgward is not ready.
 pub const CANNOT_CONNECT_NOW: &str = "57P03";
 /// Cancelled by the client, or timed out waiting for a server.

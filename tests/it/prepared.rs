@@ -160,12 +160,18 @@ fn both_protocols_share_the_names() {
 
 /// A pgward with one server, in front of a database of its own where nothing is guarded.
 fn open_ward(database: &str, tables: &str) -> Ward {
+    open_ward_with(database, tables, &["default_pool_size = 1"])
+}
+
+/// As [`open_ward`], with lines of the section `pool`.
+fn open_ward_with(database: &str, tables: &str, pool: &[&str]) -> Ward {
     let primary = &shards().primary;
     primary.psql("postgres", &format!("CREATE DATABASE {database}")).expect("a database");
     primary.psql(database, tables).expect("tables");
     let grant = "GRANT ALL ON ALL TABLES IN SCHEMA public TO app";
     primary.psql(database, grant).expect("a grant");
-    let config = [TRUST, ("guard", "mode = \"route\""), ("pool", "default_pool_size = 1")];
+    let mut config = vec![TRUST, ("guard", "mode = \"route\"")];
+    config.extend(pool.iter().map(|line| ("pool", *line)));
     let map = Some(one_shard_map(primary.port(), database));
     Ward::start(shards(), &WardOptions { map, config: &config })
 }
@@ -263,4 +269,235 @@ fn a_function_call_message_gets_its_one_answer() {
     let mut raw = Raw::login(&guarded);
     assert_eq!(ask(&mut raw, &call(154, &[b"4", b"2"])), "EZ0A000");
     assert_eq!(ask(&mut raw, &query("SELECT 1")), "TDCZ");
+}
+
+fn described(statement: &str) -> Vec<u8> {
+    message(b'D', &[b"S", statement.as_bytes(), b"\0"])
+}
+
+fn closed(statement: &str) -> Vec<u8> {
+    message(b'C', &[b"S", statement.as_bytes(), b"\0"])
+}
+
+/// Bind and Execute of a statement, and Sync.
+fn run(statement: &str) -> Vec<u8> {
+    [bound(statement), execute(), sync()].concat()
+}
+
+/// The first column of the only row that `bytes` are answered with.
+fn first(raw: &mut Raw, bytes: &[u8]) -> String {
+    raw.send(bytes);
+    let messages = raw.until(b'Z').expect("an answer");
+    let row = messages.iter().find(|message| message.tag == b'D').expect("a row");
+    let length = u32::from_be_bytes(row.body[2..6].try_into().expect("a length"));
+    String::from_utf8_lossy(&row.body[6..6 + length as usize]).into_owned()
+}
+
+/// Two servers, of which the pool gives out first what came back last: while one client holds that
+/// one, the other meets the one that it was not on before.
+struct Two {
+    ward: Ward,
+    holder: Raw,
+}
+
+impl Two {
+    fn new(database: &str, tables: &str) -> Self {
+        let ward = open_ward_with(database, tables, &["default_pool_size = 2"]);
+        let holder = Raw::login(&ward);
+        Self { ward, holder }
+    }
+
+    fn hold(&mut self) {
+        assert_eq!(ask(&mut self.holder, &query("BEGIN")), "CZ");
+        assert_eq!(ask(&mut self.holder, &query("SELECT 1")), "TDCZ");
+    }
+
+    fn let_go(&mut self) {
+        assert_eq!(ask(&mut self.holder, &query("COMMIT")), "CZ");
+    }
+}
+
+#[test]
+fn what_a_client_was_told_holds_on_every_server_or_it_is_told_that_it_does_not() {
+    let mut two = Two::new("told", "CREATE TABLE t (a int); INSERT INTO t VALUES (1)");
+    let alter = |sql: &str| shards().primary.psql("told", sql).expect("DDL");
+    let mut one = Raw::login(&two.ward);
+    let insert = "INSERT INTO t VALUES (9) RETURNING *";
+    let texts = [("s", "SELECT * FROM t"), ("i", insert), ("u", "SELECT * FROM t LIMIT 1")];
+    for (name, text) in texts {
+        let prepare = [named(name, text), described(name), sync()].concat();
+        assert_eq!(ask(&mut one, &prepare), "1tTZ", "{name}");
+    }
+    // Never described: nothing can be held against what it answers.
+    let untold = [named("n", "SELECT *, 2 FROM t"), sync()].concat();
+    assert_eq!(ask(&mut one, &untold), "1Z");
+    // Its parameter's type is the column's.
+    let of_type = "SELECT 1 FROM t WHERE a = $1";
+    let prepare = [named("p", of_type), described("p"), sync()].concat();
+    assert_eq!(ask(&mut one, &prepare), "1tTZ");
+    // The same elsewhere, and it goes on.
+    two.hold();
+    assert_eq!(ask(&mut one, &run("s")), "2DCZ");
+    assert_eq!(ask(&mut one, &run("s")), "2DCZ");
+    assert_eq!(ask(&mut one, &query("BEGIN")), "CZ");
+    assert_eq!(ask(&mut one, &[run("u"), run("s")].concat()[..]), "2DCZ");
+    assert_eq!(tags(&one.until(b'Z').expect("the second")), "2DCZ");
+    assert_eq!(ask(&mut one, &query("ROLLBACK")), "CZ");
+    // Another server, and DDL in between: it has not run anything.
+    alter("ALTER TABLE t ADD b text");
+    assert_eq!(ask(&mut one, &run("i")), "EZ0A000");
+    assert_eq!(ask(&mut one, &run("i")), "EZ0A000");
+    assert_eq!(ask(&mut one, &run("n")), "2DCZ");
+    two.let_go();
+    let count = query("SELECT count(*) FROM t WHERE a = 9");
+    assert_eq!(first(&mut one, &count), "0");
+    // Nor amid a block, which has failed as on a connection of its own.
+    two.hold();
+    assert_eq!(ask(&mut one, &query("BEGIN")), "CZ");
+    assert_eq!(ask(&mut one, &query("SELECT 1")), "TDCZ");
+    assert_eq!(ask(&mut one, &run("s")), "EZ0A000");
+    assert_eq!(ask(&mut one, &query("SELECT 1")), "EZ25P02");
+    assert_eq!(ask(&mut one, &query("ROLLBACK")), "CZ");
+    assert_eq!(ask(&mut one, &query("BEGIN")), "CZ");
+    assert_eq!(ask(&mut one, &run("i")), "EZ0A000");
+    assert_eq!(ask(&mut one, &query("SELECT 1")), "EZ25P02");
+    assert_eq!(ask(&mut one, &query("ROLLBACK")), "CZ");
+    // Behind an earlier piece of the batch.
+    let piece = [named("", "SELECT 1"), bound(""), execute(), flush()].concat();
+    one.send(&piece);
+    assert_eq!(tags(&one.until(b'C').expect("the piece")), "12DC");
+    assert_eq!(ask(&mut one, &run("i")), "EZ0A000");
+    assert_eq!(first(&mut one, &count), "0");
+    // Prepared anew, in a block too.
+    assert_eq!(ask(&mut one, &query("BEGIN")), "CZ");
+    let anew = [closed("s"), named("s", "SELECT * FROM t"), described("s"), run("s")].concat();
+    assert_eq!(ask(&mut one, &anew), "31tT2DCZ");
+    assert_eq!(ask(&mut one, &query("COMMIT")), "CZ");
+    two.let_go();
+    assert_eq!(ask(&mut one, &run("s")), "2DCZ");
+    alter("ALTER TABLE t ALTER a TYPE bigint");
+    let param = message(b'B', &[b"\0p\0", b"\0\0", b"\0\x01", b"\0\0\0\x011", b"\0\0"]);
+    two.hold();
+    assert_eq!(ask(&mut one, &[param, execute(), sync()].concat()), "EZ0A000");
+    // An error of its own is the client's.
+    let drop = [named("d", "SELECT a FROM t"), described("d"), sync()].concat();
+    assert_eq!(ask(&mut one, &drop), "1tTZ");
+    two.let_go();
+    alter("DROP TABLE t");
+    two.hold();
+    assert_eq!(ask(&mut one, &run("d")), "EZ42P01");
+    assert_eq!(ask(&mut one, &query("SELECT 1")), "TDCZ");
+}
+
+#[test]
+fn a_statement_without_a_name_is_as_told_too() {
+    let mut two = Two::new("unnamed", "CREATE TABLE t (a int); INSERT INTO t VALUES (1)");
+    let alter = |sql: &str| shards().primary.psql("unnamed", sql).expect("DDL");
+    let mut one = Raw::login(&two.ward);
+    let prepare = [named("", "SELECT * FROM t"), described(""), sync()].concat();
+    for begins in [false, true] {
+        assert_eq!(ask(&mut one, &prepare), "1tTZ");
+        two.hold();
+        if begins {
+            assert_eq!(ask(&mut one, &query("BEGIN")), "CZ");
+        }
+        assert_eq!(ask(&mut one, &run("")), "2DCZ");
+        if begins {
+            assert_eq!(ask(&mut one, &query("COMMIT")), "CZ");
+        }
+        two.let_go();
+    }
+    assert_eq!(ask(&mut one, &prepare), "1tTZ");
+    two.hold();
+    alter("ALTER TABLE t ADD b int");
+    assert_eq!(ask(&mut one, &run("")), "EZ0A000");
+    assert_eq!(ask(&mut one, &prepare), "1tTZ");
+    assert_eq!(ask(&mut one, &run("")), "2DCZ");
+}
+
+#[test]
+fn whoever_prepares_after_ddl_never_hears_of_it() {
+    let ward = open_ward("anew", "CREATE TABLE t (a int); INSERT INTO t VALUES (1)");
+    let alter = |sql: &str| shards().primary.psql("anew", sql).expect("DDL");
+    let prepare = [named("s", "SELECT * FROM t"), described("s")].concat();
+    let whole = [prepare.clone(), sync()].concat();
+    assert_eq!(ask(&mut Raw::login(&ward), &whole), "1tTZ");
+    alter("ALTER TABLE t ADD b int");
+    assert_eq!(ask(&mut Raw::login(&ward), &whole), "1tTZ");
+    alter("ALTER TABLE t ADD c int");
+    let mut flushed = Raw::login(&ward);
+    flushed.send(&[prepare.clone(), flush()].concat());
+    assert_eq!(tags(&flushed.until(b'T').expect("a description")), "1tT");
+    assert_eq!(ask(&mut flushed, &run("s")), "2DCZ");
+    // DDL that passes by is known at once: in a block nothing can be run twice.
+    let (mut one, mut two) = (Raw::login(&ward), Raw::login(&ward));
+    assert_eq!(ask(&mut one, &whole), "1tTZ");
+    let owner = shards().primary.psql("anew", "GRANT CREATE ON SCHEMA public TO app");
+    owner.expect("a grant");
+    alter("ALTER TABLE t OWNER TO app");
+    assert_eq!(ask(&mut two, &query("BEGIN")), "CZ");
+    assert_eq!(ask(&mut two, &query("ALTER TABLE t ADD d int")), "CZ");
+    assert_eq!(ask(&mut two, &query("COMMIT")), "CZ");
+    assert_eq!(ask(&mut two, &query("BEGIN")), "CZ");
+    assert_eq!(ask(&mut two, &query("SELECT 1")), "TDCZ");
+    assert_eq!(ask(&mut two, &whole), "1tTZ");
+    assert_eq!(ask(&mut two, &query("COMMIT")), "CZ");
+    assert_eq!(ask(&mut one, &run("s")), "EZ0A000");
+}
+
+#[test]
+fn a_kept_statement_reads_the_table_that_its_text_names_now() {
+    let tables = "CREATE SCHEMA near; GRANT ALL ON SCHEMA near TO app;
+        ALTER DATABASE shadow SET search_path = near, public;
+        CREATE TABLE public.t (a int); INSERT INTO t VALUES (1)";
+    let pool = ["default_pool_size = 1", "server_prepare_threshold = 2"];
+    let ward = open_ward_with("shadow", tables, &pool);
+    let mut one = Raw::login(&ward);
+    let unnamed = [named("", "SELECT a FROM t"), run("")].concat();
+    for _ in 0..4 {
+        assert_eq!(first(&mut one, &unnamed), "1");
+    }
+    let asked = query("SELECT count(*) FROM pg_prepared_statements WHERE name LIKE 'pgward%'");
+    assert_eq!(first(&mut one, &asked), "1");
+    // Types and errors are those of a Parse each time.
+    let told = [named("", "SELECT a FROM t"), described(""), run("")].concat();
+    assert_eq!(ask(&mut one, &told), "1tT2DCZ");
+    let wrong = [named("", "SELECT nothing FROM t"), run("")].concat();
+    for _ in 0..4 {
+        assert_eq!(ask(&mut one, &wrong), "EZ42703");
+    }
+    // A table that stands before it from now on, for all and for one session.
+    assert_eq!(ask(&mut one, &query("CREATE TABLE near.t AS SELECT 2 AS a")), "CZ");
+    let mut two = Raw::login(&ward);
+    assert_eq!(first(&mut two, &unnamed), "2");
+    assert_eq!(first(&mut two, &unnamed), "2");
+    assert_eq!(ask(&mut one, &query("CREATE TEMP TABLE t AS SELECT 3 AS a")), "CZ");
+    for _ in 0..4 {
+        assert_eq!(first(&mut one, &unnamed), "3");
+    }
+    let by_name = [named("mine", "SELECT a FROM t"), run("mine")].concat();
+    assert_eq!(first(&mut one, &by_name), "3");
+    assert_eq!(ask(&mut one, &query("DROP TABLE pg_temp.t")), "CZ");
+    for _ in 0..4 {
+        assert_eq!(first(&mut two, &unnamed), "2");
+    }
+}
+
+#[test]
+fn a_clients_statements_are_bounded_by_bytes() {
+    let pool = ["client_statement_bytes_max = 1024", "default_pool_size = 1"];
+    let ward = open_ward_with("weighing", "CREATE TABLE t (a int)", &pool);
+    let mut raw = Raw::login(&ward);
+    let long = |n: usize| format!("SELECT {}", "1 + ".repeat(150) + &n.to_string());
+    let parse = |name: &str, n| [named(name, &long(n)), sync()].concat();
+    assert_eq!(ask(&mut raw, &parse("a", 1)), "1Z");
+    assert_eq!(ask(&mut raw, &parse("b", 2)), "EZ53400");
+    assert_eq!(ask(&mut raw, &query(&format!("PREPARE b AS {}", long(2)))), "EZ53400");
+    // One without a name is gone with the next.
+    assert_eq!(ask(&mut raw, &parse("", 2)), "1Z");
+    for _ in 0..3 {
+        assert_eq!(ask(&mut raw, &[closed("a"), parse("a", 3)].concat()), "31Z");
+    }
+    assert_eq!(ask(&mut raw, &query("DEALLOCATE ALL")), "CZ");
+    assert_eq!(ask(&mut raw, &parse("b", 2)), "1Z");
 }

@@ -346,6 +346,11 @@ fn every_refusal_has_its_words() {
             "Bind of a statement prepared before DDL that changed what it answers",
             stale_statement(),
         ),
+        (
+            "discard_in_transaction",
+            "DISCARD ALL in a block, or beside other statements in one query string",
+            discard_in_transaction(),
+        ),
         ("duplicate_statement", "Parse with a name that is taken", duplicate_statement("s1")),
         (
             "no_statement",
@@ -354,6 +359,7 @@ fn every_refusal_has_its_words() {
         ),
         ("no_portal", "Execute or Describe of a portal that does not exist", no_portal("p1")),
         ("too_many_statements", "max_client_statements is reached", too_many_statements()),
+        ("too_large_statements", "client_statement_bytes_max is reached", too_large_statements()),
         ("batch_too_large", "more than batch_bytes_max before the first Bind", batch_too_large()),
         (
             "protocol_violation",

@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use super::{Batch, CLOSE_COMPLETE, PARSE_COMPLETE, StepKind};
 use crate::server::{Expect, Message, ServerConn};
 use crate::session::execute::Rewrite;
+use crate::session::pins::Change;
 use crate::session::settle::send_sync;
 use crate::session::statements::Statement;
 use crate::session::{Attached, Session};
@@ -22,7 +23,13 @@ impl Session {
         let input = self.input.as_slice();
         let is_own = self.has_own_server();
         let encoding = self.encoding_on(attached);
+        // What was found as the client was told must still be there when its turn comes.
+        let max = if batch.told.is_empty() { max } else { max.max(batch.steps.len()) };
+        // A table of its own may stand before another of its name.
+        let is_pinned = !attached.pins.is_empty() || attached.pin_change != Change::None;
+        let threshold = if is_pinned { 0 } else { threshold };
         let server = &mut *attached.checkout.server;
+        server.prepared.epoch = self.services.catalog.epoch();
         if is_own {
             emit_as_sent(server, batch, input);
             return;
@@ -35,6 +42,11 @@ impl Session {
                     let is_unnamed = body.first() == Some(&0);
                     if is_unnamed {
                         statement.unnamed_uses.fetch_add(1, Ordering::Relaxed);
+                    }
+                    if (is_pinned || server.prepared.is_old(statement.id))
+                        && !batch.is_told(statement)
+                    {
+                        close(server, statement);
                     }
                     emit_parse(server, statement, !is_unnamed, threshold, max, true, encoding);
                 }
@@ -53,7 +65,8 @@ impl Session {
                 StepKind::DescribeStatement(statement) => {
                     let is_named = body.len() > 2;
                     let name = ready(server, statement, is_named, threshold, max, encoding);
-                    server.send(Message::Describe, Expect::Forward, |out| {
+                    let message = Message::DescribeShared(statement.id);
+                    server.send(message, Expect::Forward, |out| {
                         frontend::write_describe(out, Kind::Statement, name);
                     });
                 }
@@ -84,10 +97,30 @@ impl Session {
                 // Only where the server is the session's own.
                 StepKind::Own(_) => {}
                 StepKind::Local(message, bytes) => server.synthesize(*message, bytes.clone()),
-                StepKind::Sync => send_sync(server),
-                StepKind::Flush => server.send_bytes(frame),
+                StepKind::Sync => {
+                    end_brief(server, batch);
+                    send_sync(server);
+                }
+                StepKind::Flush => {
+                    end_brief(server, batch);
+                    server.send_bytes(frame);
+                }
             }
         }
+    }
+}
+
+/// What has no name for the client is not kept under one.
+fn end_brief(server: &mut ServerConn, batch: &Batch) {
+    if let Some(statement) = &batch.brief {
+        close(server, statement);
+    }
+}
+
+/// Closes `statement` on the server, if that has it.
+pub(super) fn close(server: &mut ServerConn, statement: &Statement) {
+    if server.prepared.touch(statement.id) {
+        send_close(server, statement);
     }
 }
 

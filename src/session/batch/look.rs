@@ -67,8 +67,8 @@ impl Session {
                         StepKind::Own(Message::Describe)
                     }
                     Kind::Statement => {
-                        let statement = self.statement(named.name)?;
-                        self.look_at_describe(batch, statement)?
+                        let name = named.name.into();
+                        self.look_at_describe(batch, name)?
                     }
                     Kind::Portal => {
                         let name = named.name.to_vec();
@@ -121,7 +121,7 @@ impl Session {
         let kept = self.facts(batch, &statement)?;
         self.check_failed(&kept.analysis, batch.has_ended_failure)?;
         if !parse.name.is_empty() {
-            self.check_name(parse.name)?;
+            self.check_name(parse.name, &statement)?;
         }
         let before = self.statements.get(parse.name).cloned();
         let name: Box<[u8]> = parse.name.into();
@@ -228,9 +228,10 @@ impl Session {
         let statement = self.statement(bind.statement)?;
         let kept = self.facts(batch, &statement)?;
         self.check_failed(&kept.analysis, batch.has_ended_failure)?;
+        let told = self.statements.told(bind.statement);
         let (statement, kept, gives) = self.resolved(&batch.snapshot, statement, kept)?;
         if let Some(name) = &gives {
-            self.check_name(name.as_bytes())?;
+            self.check_name(name.as_bytes(), statement.makes().unwrap_or(&statement))?;
         }
         if let Some(made) = statement.makes() {
             let body = self.facts(batch, made)?;
@@ -262,6 +263,7 @@ impl Session {
                 Err(refusal) => return Err(refusal.into()),
             }
             batch.needs_server = true;
+            batch.uses(&statement, !bind.statement.is_empty(), told);
             batch.changes_names |=
                 kept.analysis.statements.iter().any(|s| params::changes_names(&s.effect));
         }
@@ -314,13 +316,18 @@ impl Session {
     fn look_at_describe(
         &mut self,
         batch: &mut Batch,
-        statement: Arc<Statement>,
+        name: Box<[u8]>,
     ) -> Result<StepKind, Trouble> {
+        let statement = self.statement(&name)?;
         let kept = self.facts(batch, &statement)?;
         let (statement, kept, _) = self.resolved(&batch.snapshot, statement, kept)?;
         Ok(match self.place(batch, &kept) {
             Place::Server => {
                 batch.needs_server = true;
+                batch.uses(&statement, !name.is_empty(), self.statements.told(&name));
+                if !self.has_own_server() {
+                    batch.described.push(name);
+                }
                 StepKind::DescribeStatement(statement)
             }
             Place::Control => StepKind::Control(Message::Describe, statement, kept),

@@ -9,6 +9,7 @@
 mod emit;
 mod look;
 mod portals;
+mod told;
 mod whole;
 
 pub(super) use emit::send_rewrite;
@@ -22,15 +23,16 @@ use super::attach::Unattached;
 use super::block::Block;
 use super::relay::{Relayed, Running, Until};
 use super::run::{Confirmed, Run};
-use super::statements::{Kept, Statement};
+use super::statements::{self, Kept, Statement};
 use super::{Attached, End, Session, params, violation};
 use crate::catalog::Snapshot;
 use crate::route::{Role, Route, Values};
-use crate::server::{Expect, Message};
+use crate::server::{Expect, Message, Shape};
 use crate::sql::{Effect, Transaction, TransactionModes};
 use crate::wire;
 use crate::wire::backend::{self, ErrorReply};
 use crate::wire::frontend::{self, Bind, tag};
+use told::{Asked, is_as_told};
 
 /// Replies of pgward's own that say nothing but that it was done.
 const PARSE_COMPLETE: Bytes = Bytes::from_static(b"1\0\0\0\x04");
@@ -134,6 +136,12 @@ struct Batch {
     begins: Option<TransactionModes>,
     /// The settings before its first statement that was answered here.
     ledger_before: Option<Box<params::Ledger>>,
+    /// Statements that it uses as the client was told of them before it.
+    told: Vec<Told>,
+    /// Of these the one without a name, where the server has it under a name for this batch only.
+    brief: Option<Arc<Statement>>,
+    /// The names that it has described, in order.
+    described: Vec<Box<[u8]>>,
 }
 
 impl Batch {
@@ -155,12 +163,35 @@ impl Batch {
             has_ended_failure: false,
             begins: None,
             ledger_before: None,
+            told: Vec::new(),
+            brief: None,
+            described: Vec::new(),
         }
     }
 
     pub(super) fn is_control(&self, portal: &[u8]) -> bool {
         let of_name = |known: &&LookedPortal| *known.name == *portal;
         self.portals.iter().find(of_name).is_some_and(|known| known.place == Place::Control)
+    }
+
+    /// A member uses a statement under a name of which the client was told that before.
+    fn uses(&mut self, statement: &Arc<Statement>, is_named: bool, told: Option<statements::Told>) {
+        // What an EXECUTE means is looked up each time: another statement answers as it likes.
+        let is_same = |id| statement.executes().is_none() || id == statement.id;
+        let shape = told.filter(|(id, _)| is_same(*id)).map(|(_, shape)| shape);
+        // Many Binds of one statement are the usual batch of many.
+        let is_known = |shape| {
+            let last = self.told.last();
+            last.is_some_and(|last| last.statement.id == statement.id && last.shape == shape)
+        };
+        if let Some(shape) = shape.filter(|shape| !is_known(*shape)) {
+            self.told.push(Told { statement: statement.clone(), is_named, shape });
+        }
+    }
+
+    /// The client was told of it, under whatever name, before the batch.
+    fn is_told(&self, statement: &Statement) -> bool {
+        self.told.iter().any(|told| told.statement.id == statement.id)
     }
 
     /// More than one statement is parsed or bound in it.
@@ -179,6 +210,13 @@ impl Batch {
             _ => false,
         })
     }
+}
+
+/// A statement whose description the client has.
+struct Told {
+    statement: Arc<Statement>,
+    is_named: bool,
+    shape: Shape,
 }
 
 /// Values of one Bind.
@@ -436,6 +474,16 @@ impl Session {
                     return Ok(());
                 }
             };
+            if !is_as_told(&attached, &batch) {
+                attached = match self.check_told(attached, &mut batch).await? {
+                    Asked::AsTold(attached) => attached,
+                    Asked::Rerun(attached) => {
+                        self.rerun_on_primary(attached, &mut run);
+                        continue;
+                    }
+                    Asked::Failed => return Ok(()),
+                };
+            }
             // What has just been parsed can't be stale.
             run.is_healable &= run
                 .sole
@@ -443,6 +491,7 @@ impl Session {
                 .is_some_and(|statement| attached.checkout.server.prepared.touch(statement.id));
             let may_rerun = self.begin(&mut attached, &run, batch.has_sync);
             self.emit(&batch, &mut attached);
+            attached.described.extend(batch.described.iter().cloned());
             if run.is_own_batch {
                 let server = &mut *attached.checkout.server;
                 server.send(Message::Sync, Expect::Swallow, frontend::write_sync);

@@ -9,8 +9,8 @@ use crate::session::params;
 use crate::session::run::{Confirmed, Run};
 use crate::session::statements::Origin;
 use crate::sql::{Isolation, TransactionModes};
-use crate::wire::HEADER_BYTES;
 use crate::wire::frontend::{Bind, Execute, Named};
+use crate::wire::{self, HEADER_BYTES};
 
 impl Session {
     /// What the batch as a whole does, in the order in which it runs.
@@ -115,27 +115,34 @@ impl Session {
             }
     }
 
-    /// The batch's only Bind, and whether its statement may be parsed anew behind the client's back
-    /// if DDL has changed what it answers. On a connection of its own a client would get an error
-    /// for what it prepared before that, and not for what it prepares now.
+    /// The only statement that the batch binds or describes, and whether it may be parsed anew behind
+    /// the client's back if DDL has changed what it answers. On a connection of its own a client
+    /// would get an error for what it prepared before that, and not for what it prepares now.
     fn find_sole(&self, batch: &Batch, run: &mut Run) -> Result<(), Trouble> {
         let mut binds = batch.steps.iter().filter_map(|step| match &step.kind {
             StepKind::Bind(statement, _) => Some((statement, step)),
             _ => None,
         });
         let (first, second) = (binds.next(), binds.next());
-        let Some((statement, bind)) = first else { return Ok(()) };
+        let mut described = batch.steps.iter().filter_map(|step| match &step.kind {
+            StepKind::DescribeStatement(statement) => Some(statement),
+            _ => None,
+        });
+        let of_bind = first.map(|(statement, _)| statement);
+        let Some(statement) = of_bind.or_else(|| described.clone().next()) else { return Ok(()) };
+        let is_sole = second.is_none() && described.all(|of| of.id == statement.id);
         let is_own = self.has_own_server();
         let is_plain = |step: &Step| match &step.kind {
             StepKind::Parse(other) | StepKind::DescribeStatement(other) => other.id == statement.id,
             StepKind::Bind(..)
             | StepKind::Portal(Message::Describe)
             | StepKind::Execute
-            | StepKind::Sync => true,
+            | StepKind::Sync
+            | StepKind::Flush => true,
             _ => false,
         };
-        let is_alone = second.is_none()
-            && batch.has_sync
+        let is_alone = is_sole
+            && (batch.has_sync || run.is_own_batch)
             && self.attached.is_none()
             && self.pinned.is_none()
             && matches!(self.block, Block::None)
@@ -143,21 +150,34 @@ impl Session {
             && !matches!(statement.origin(), Origin::Execute(_) | Origin::Prepare(_));
         let parses = |step: &Step| matches!(step.kind, StepKind::Parse(_));
         let describes = |step: &Step| matches!(step.kind, StepKind::Portal(Message::Describe));
+        // What it was told before it goes by.
+        let was_told = batch.is_told(statement);
         // It learns the new columns from this very batch, and its values mean what they say.
-        let body = &self.input.as_slice()[bind.frame.start + HEADER_BYTES..bind.frame.end];
-        let bind = Bind::read(body)?;
-        let count = bind.param_count();
-        let is_typed = statement.types().iter().filter(|oid| **oid != 0).count() >= count;
-        let is_text = (1..=count).all(|n| {
-            let param = u16::try_from(n).ok().and_then(|n| bind.param(n));
-            matches!(param, Some((0, _) | (_, None)))
-        });
-        let is_told = batch.steps.iter().any(parses)
-            || (batch.steps.iter().any(describes) && (is_typed || is_text));
-        if statement.is_stale() && !(is_alone && is_told) && !is_own {
+        let means_what_it_says = |bind: &Step| {
+            let body = &self.input.as_slice()[bind.frame.start + HEADER_BYTES..bind.frame.end];
+            let bind = Bind::read(body)?;
+            let count = bind.param_count();
+            let is_typed = statement.types().iter().filter(|oid| **oid != 0).count() >= count;
+            let is_text = (1..=count).all(|n| {
+                let param = u16::try_from(n).ok().and_then(|n| bind.param(n));
+                matches!(param, Some((0, _) | (_, None)))
+            });
+            Ok::<_, wire::Error>(is_typed || is_text)
+        };
+        let is_told = !was_told
+            && (batch.steps.iter().any(parses)
+                || match first {
+                    Some((_, bind)) if batch.steps.iter().any(describes) => {
+                        means_what_it_says(bind)?
+                    }
+                    _ => false,
+                });
+        // Of what it was told the servers are asked.
+        let is_answerable = is_own || was_told || (is_alone && is_told);
+        if statement.is_stale() && !is_answerable {
             return Err(refusals::stale_statement().into());
         }
-        if second.is_none() {
+        if is_sole {
             run.sole = Some(statement.clone());
             run.is_healable = is_alone && is_told && !is_own;
         }

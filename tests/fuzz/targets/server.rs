@@ -5,7 +5,7 @@ use std::task::Poll;
 use bytes::Bytes;
 use pgward::net::{Buffer, Stream};
 use pgward::server::login::Greeting;
-use pgward::server::{Expect, Message, Reply, ServerConn};
+use pgward::server::{Expect, Message, Reply, ServerConn, StatementId};
 use pgward::wire::backend::ErrorReply;
 use tokio::io::AsyncWriteExt;
 
@@ -30,7 +30,7 @@ pub enum Kind {
 /// All of them.
 pub const KINDS: [Kind; 4] = [Kind::Forward, Kind::Swallow, Kind::Synthesize, Kind::Refuse];
 /// All messages that are answered.
-pub const MESSAGES: [Message; 8] = [
+pub const MESSAGES: [Message; 9] = [
     Message::Parse,
     Message::Bind,
     Message::Describe,
@@ -39,6 +39,7 @@ pub const MESSAGES: [Message; 8] = [
     Message::Sync,
     Message::Query,
     Message::FunctionCall,
+    Message::DescribeShared(StatementId(1)),
 ];
 
 impl Kind {
@@ -153,6 +154,9 @@ fn told(reply: &Reply) -> String {
         Reply::Ready { status, forwarded } => format!("Ready {status:?} {forwarded}"),
         Reply::Error(error) => format!("Error {} {:?}", error.code(), error.message),
         Reply::Complete { kind, forwarded, .. } => format!("Complete {kind} {forwarded}"),
+        Reply::Described { id, shape, forwarded } => {
+            format!("Described {id:?} {shape:?} {forwarded}")
+        }
         Reply::CopyIn => "CopyIn".to_owned(),
         Reply::Parameter { name, .. } => format!("Parameter {name}"),
     }
