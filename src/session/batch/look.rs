@@ -217,7 +217,7 @@ impl Session {
                 )
                 .into());
             }
-            let values = BindValues { bind, kept: &kept };
+            let values = BindValues::new(bind, &kept);
             let bound = batch.route.and_then(bound_of);
             match self.decide(&batch.snapshot, &kept.analysis, &values, bound) {
                 Ok(route) => batch.route = Some(merge(batch.route, route, &kept)),
@@ -382,7 +382,7 @@ impl Session {
             return Ok(self.answer(only, &NoValues(kept), text)?);
         };
         let body = self.input.as_slice()[frame.start + HEADER_BYTES..frame.end].to_vec();
-        let values = BindValues { bind: Bind::read(&body)?, kept };
+        let values = BindValues::new(Bind::read(&body)?, kept);
         Ok(self.answer(only, &values, text)?)
     }
 
@@ -480,7 +480,7 @@ impl Session {
                 StepKind::Bind(statement, _) | StepKind::Control(Message::Bind, statement, _) => {
                     let bind = Bind::read(body)?;
                     let kept = self.facts(batch, statement)?;
-                    let values = BindValues { bind, kept: &kept };
+                    let values = BindValues::new(bind, &kept);
                     let mut effect = run.effect_of(self, &kept.analysis, &values)?;
                     if let StepKind::Bind(prepare, Some(name)) = &step.kind
                         && let Some(made) = prepare.makes()
@@ -578,10 +578,7 @@ impl Session {
         let bind = Bind::read(body)?;
         let count = bind.param_count();
         let is_typed = statement.types().iter().filter(|oid| **oid != 0).count() >= count;
-        let is_text = (1..=count).all(|n| {
-            let param = u16::try_from(n).ok().and_then(|n| bind.param(n));
-            matches!(param, Some((0, _) | (_, None)))
-        });
+        let is_text = bind.has_text_only();
         let is_told = batch.steps.iter().any(parses)
             || (batch.steps.iter().any(describes) && (is_typed || is_text));
         if statement.is_stale() && !(is_alone && is_told) && !is_own {

@@ -28,7 +28,7 @@ use crate::server::{Expect, Message};
 use crate::sql::{Effect, Transaction, TransactionModes};
 use crate::wire;
 use crate::wire::backend::{self, ErrorReply};
-use crate::wire::frontend::{self, Bind, tag};
+use crate::wire::frontend::{self, Bind, BindParams, tag};
 
 /// Replies of pgward's own that say nothing but that it was done.
 const PARSE_COMPLETE: Bytes = Bytes::from_static(b"1\0\0\0\x04");
@@ -176,13 +176,19 @@ impl Batch {
 
 /// Values of one Bind.
 struct BindValues<'a> {
-    bind: Bind<'a>,
+    params: BindParams<'a>,
     kept: &'a Kept,
+}
+
+impl<'a> BindValues<'a> {
+    fn new(bind: Bind<'a>, kept: &'a Kept) -> Self {
+        Self { params: BindParams::new(bind), kept }
+    }
 }
 
 impl Values for BindValues<'_> {
     fn param(&self, n: u16) -> Option<(i16, Option<&[u8]>)> {
-        self.bind.param(n)
+        self.params.get(n)
     }
 
     fn literal(&self, slot: u16) -> Option<std::borrow::Cow<'_, str>> {
