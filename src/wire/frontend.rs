@@ -4,6 +4,8 @@
 //! accessors can't fail. Text stays bytes: only the session knows the client's encoding. Builders
 //! append whole messages, header included. Format: the manual's "Message Formats".
 
+use std::cell::OnceCell;
+
 use bytes::{BufMut, BytesMut};
 
 use super::{Error, Reader, write, write_cstr};
@@ -137,22 +139,76 @@ impl<'a> Bind<'a> {
         (0..self.param_count).map_while(move |_| read_value(&mut reader).ok())
     }
 
-    /// Format code and value of parameter `n`, counted from 1; `None` where there is none.
+    /// Format code and value of parameter `n`, counted from 1; `None` where there is none. It walks
+    /// there: for many of them there is [`BindParams`].
     pub fn param(&self, n: u16) -> Option<(i16, Option<&'a [u8]>)> {
         let index = usize::from(n).checked_sub(1)?;
         let value = self.params().nth(index)?;
-        let mut formats = codes(self.formats);
-        let format = match formats.len() {
-            0 => 0,
-            1 => formats.next()?,
-            _ => formats.nth(index)?,
+        Some((self.format(index)?, value))
+    }
+
+    /// No parameter is sent in binary; what NULL is sent in does not matter.
+    pub fn has_text_only(&self) -> bool {
+        let mut binary = self
+            .params()
+            .enumerate()
+            .filter(|(index, value)| value.is_some() && self.format(*index) != Some(0));
+        binary.next().is_none()
+    }
+
+    /// Format code of the parameter at `index`, counted from 0.
+    fn format(&self, index: usize) -> Option<i16> {
+        let at = match self.formats.len() / 2 {
+            0 => return Some(0),
+            1 => 0,
+            _ => index * 2,
         };
-        Some((format, value))
+        codes(self.formats.get(at..at + 2)?).next()
     }
 
     /// Result format codes as sent: none, one for all columns, or one for each.
     pub fn result_formats(&self) -> impl ExactSizeIterator<Item = i16> + use<'a> {
         codes(self.result_formats)
+    }
+}
+
+/// Parameters of a Bind by their numbers, in any order: a row of an INSERT may have one each, and
+/// to walk to each anew would take the square of their number.
+#[derive(Debug, Clone)]
+pub struct BindParams<'a> {
+    bind: Bind<'a>,
+    /// Where each value starts.
+    starts: OnceCell<Vec<usize>>,
+}
+
+impl<'a> BindParams<'a> {
+    /// Parameters up to this number are walked to, which costs less than the list of all.
+    const WALKED_MAX: u16 = 32;
+
+    /// Of `bind`.
+    pub fn new(bind: Bind<'a>) -> Self {
+        Self { bind, starts: OnceCell::new() }
+    }
+
+    /// As [`Bind::param`].
+    pub fn get(&self, n: u16) -> Option<(i16, Option<&'a [u8]>)> {
+        if n <= Self::WALKED_MAX {
+            return self.bind.param(n);
+        }
+        let index = usize::from(n) - 1;
+        let start = *self.starts.get_or_init(|| self.starts()).get(index)?;
+        let value = read_value(&mut Reader::new(tag::BIND, &self.bind.values[start..])).ok()?;
+        Some((self.bind.format(index)?, value))
+    }
+
+    fn starts(&self) -> Vec<usize> {
+        let mut at = 0;
+        let start = |value: Option<&[u8]>| {
+            let start = at;
+            at += size_of::<i32>() + value.map_or(0, <[u8]>::len);
+            start
+        };
+        self.bind.params().map(start).collect()
     }
 }
 

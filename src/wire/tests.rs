@@ -4,7 +4,7 @@ use bytes::BytesMut;
 use proptest::prelude::*;
 
 use super::backend::{self, AuthRequest, ErrorFields, ErrorReply};
-use super::frontend::{self, Bind, Execute, Kind, Named, Parse, Query, SaslInitial};
+use super::frontend::{self, Bind, BindParams, Execute, Kind, Named, Parse, Query, SaslInitial};
 use super::startup::{self, Packet, Replication, Startup, StartupParams};
 use super::*;
 
@@ -124,6 +124,15 @@ fn a_parameter_has_its_own_format_or_the_common_one() {
         }
         assert_eq!((bind.param(0), bind.param(4)), (None, None));
     }
+}
+
+#[test]
+fn the_longest_bind_is_read_by_number_in_linear_time() {
+    let params = vec![Some(b"1".to_vec()); 65_535];
+    let bytes = bind_body((b"", b""), &[], &params, &[]);
+    let by_number = BindParams::new(Bind::read(&bytes).unwrap());
+    // Each walked to, this would be two thousand million steps: not wrong, but never done.
+    assert!((1..=65_535).rev().all(|n| by_number.get(n) == Some((0, Some(&b"1"[..])))));
 }
 
 #[test]
@@ -542,5 +551,23 @@ proptest! {
         for n in 1..=params.len() as u16 {
             prop_assert_eq!(copy.param(n), bind.param(n));
         }
+    }
+
+    #[test]
+    fn parameters_by_number_are_those_in_order(
+        count in 0usize..80,
+        formats in prop_oneof![Just(0usize), Just(1), Just(2)],
+        params in prop::collection::vec(prop::option::of(prop::collection::vec(any::<u8>(), 0..4)), 80),
+        codes in prop::collection::vec(0i16..2, 80),
+    ) {
+        let (formats, params) = (&codes[..[0, 1, count][formats]], &params[..count]);
+        let bytes = bind_body((b"", b""), formats, params, &[]);
+        let bind = Bind::read(&bytes).unwrap();
+        let by_number = BindParams::new(bind);
+        for n in (0..=81).rev() {
+            prop_assert_eq!(by_number.get(n), bind.param(n));
+        }
+        let is_text = |n| matches!(bind.param(n), Some((0, _) | (_, None)));
+        prop_assert_eq!(bind.has_text_only(), (1..=count as u16).all(is_text));
     }
 }

@@ -32,7 +32,7 @@ import servers  # noqa: E402
 from workshop import REPOSITORY, NotToBeHad, Outcome, Target, Workshop, short  # noqa: E402
 
 # In this order: the slow ones first.
-SUITES = ["django", "sqlalchemy", "asyncpg", "psycopg2", "psycopg", "guide", "pgbench",
+SUITES = ["django", "sqlalchemy", "asyncpg", "psycopg2", "psycopg", "pg8000", "guide", "pgbench",
           "tokio_postgres", "libpq_pipeline", "node_pg", "psql", "pg_dump"]
 MODES = ["direct", "session", "transaction"]
 # Tests of one reason that are named when there are many.
@@ -49,14 +49,20 @@ def main():
     sandbox = servers.Sandbox()
     results, absent = {}, {}
     with concurrent.futures.ThreadPoolExecutor(options.jobs) as executor:
-        prepared = {name: executor.submit(prepare, module, workshop)
+        prepared = {name: executor.submit(module.prepare, workshop)
                     for name, module in suites.items()}
         runs = {}
         for name, module in suites.items():
-            why = prepared[name].result()
-            if why:
-                absent[name] = why
-                say(f"{name}: not run: {why}")
+            try:
+                prepared[name].result()
+            except NotToBeHad as error:
+                absent[name] = short(str(error))
+                say(f"{name}: not run: {absent[name]}")
+                continue
+            except Exception as error:
+                # The others go on; the run fails in the end.
+                results[name] = {"direct": {"broken": short(str(error))}}
+                say(f"{name}: {error!r}")
                 continue
             for mode in modes_of(module, options.modes):
                 run = executor.submit(run_suite, options, workshop, sandbox, name, module, mode)
@@ -93,15 +99,6 @@ def arguments():
 def modes_of(module, modes):
     """Suites over several shards have nothing to run directly."""
     return [mode for mode in modes if mode in getattr(module, "MODES", MODES)]
-
-
-def prepare(module, workshop):
-    """Why the suite can't be run here, or nothing."""
-    try:
-        module.prepare(workshop)
-        return None
-    except NotToBeHad as error:
-        return short(str(error))
 
 
 def run_suite(options, workshop, sandbox, name, module, mode):

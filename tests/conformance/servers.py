@@ -39,7 +39,7 @@ SETTINGS = {
     "log_min_error_statement": "error",
 }
 
-# As tokio-postgres's own docker/sql_setup.sh lets its users in.
+# As tokio-postgres's own docker/sql_setup.sh lets its users in: Postgres's rules and pgward's.
 HBA = """local all all trust
 host all pass_user 127.0.0.1/32 password
 host all md5_user 127.0.0.1/32 md5
@@ -47,8 +47,9 @@ host all scram_user 127.0.0.1/32 scram-sha-256
 host all pass_user ::1/128 password
 host all all 127.0.0.1/32 trust
 host all all ::1/128 trust
-host replication all 127.0.0.1/32 trust
 """
+# What a suite may ask of Postgres only.
+HBA_REPLICATION = "host replication all 127.0.0.1/32 trust\n"
 
 
 def free_port():
@@ -170,7 +171,7 @@ class Cluster:
         data = self.sandbox.home / self.name
         self.sandbox.run_as_postgres(["cp", "-Rp", "template", data])
         self.log = self.sandbox.directory / f"{self.name}.log"
-        (data / "pg_hba.conf").write_text(HBA)
+        (data / "pg_hba.conf").write_text(HBA + HBA_REPLICATION)
         with open(data / "postgresql.conf", "a") as conf:
             conf.writelines(f"{key} = {value}\n" for key, value in SETTINGS.items())
             conf.write(f"unix_socket_directories = '{data}'\n")
@@ -263,6 +264,7 @@ class Ward:
         self.log = self.sandbox.directory / f"ward-{self.name}.log"
         (directory / "shard-map.toml").write_text(self.map)
         (directory / "users.toml").write_text(self.users)
+        (directory / "hba.conf").write_text(HBA)
         for _ in range(10):
             self.port = free_port()
             (directory / "pgward.toml").write_text(self._config())
@@ -281,7 +283,7 @@ class Ward:
     def _config(self):
         sections = {
             "listen": {"listen_port": self.port},
-            "auth": {"auth_type": '"trust"'},
+            "auth": {"auth_type": '"hba"', "auth_hba_file": '"hba.conf"'},
             "pool": {"pool_mode": f'"{self.mode}"', "default_pool_size": 50},
             "guard": {"mode": '"route"'},
             "health": {"probe_user": '"postgres"'},

@@ -255,7 +255,7 @@ impl Session {
                 )
                 .into());
             }
-            let values = BindValues { bind, kept: &kept };
+            let values = BindValues::new(bind, &kept);
             let bound = batch.route.and_then(bound_of);
             match self.decide(&batch.snapshot, &kept.analysis, &values, bound) {
                 Ok(route) => batch.route = Some(merge(batch.route, route, &kept)),

@@ -29,9 +29,9 @@ use crate::catalog::Snapshot;
 use crate::route::{Role, Route, Values};
 use crate::server::{Expect, Message, Shape};
 use crate::sql::{Effect, Transaction, TransactionModes};
-use crate::wire;
 use crate::wire::backend::{self, ErrorReply};
-use crate::wire::frontend::{self, Bind, tag};
+use crate::wire::frontend::{self, Bind, BindParams, Kind, Named, tag};
+use crate::wire::{self, HEADER_BYTES};
 use told::{Asked, is_as_told};
 
 /// Replies of pgward's own that say nothing but that it was done.
@@ -221,13 +221,19 @@ struct Told {
 
 /// Values of one Bind.
 struct BindValues<'a> {
-    bind: Bind<'a>,
+    params: BindParams<'a>,
     kept: &'a Kept,
+}
+
+impl<'a> BindValues<'a> {
+    fn new(bind: Bind<'a>, kept: &'a Kept) -> Self {
+        Self { params: BindParams::new(bind), kept }
+    }
 }
 
 impl Values for BindValues<'_> {
     fn param(&self, n: u16) -> Option<(i16, Option<&[u8]>)> {
-        self.bind.param(n)
+        self.params.get(n)
     }
 
     fn literal(&self, slot: u16) -> Option<std::borrow::Cow<'_, str>> {
@@ -369,25 +375,33 @@ impl Session {
     }
 
     /// Where the gathered batch ends: behind a Sync or Flush, before a message of another kind,
-    /// or behind the last whole message once the bound is reached.
+    /// or behind the last whole message once the bound is reached. A Flush ends nothing if the Sync
+    /// is there too: nobody waits for answers in between, and a portal that no server has yet would
+    /// not outlive its piece of the batch.
     fn batch_end(&self, limit: usize) -> Result<Option<usize>, End> {
         let input = self.input.as_slice();
         let bound = self.services.config.load().routing.batch_bytes_max;
         let mut at = 0;
+        let mut flushed = None;
         loop {
-            match wire::header(&input[at..], limit) {
-                Err(error) => return Err(End::Fatal(violation(&error))),
-                Ok(Some(header)) if at + header.total <= input.len() => {
-                    if !is_member(header.tag) {
-                        return Ok(Some(at));
-                    }
+            let header = match wire::header(&input[at..], limit) {
+                Err(error) if flushed.is_none() => return Err(End::Fatal(violation(&error))),
+                header => header.ok().flatten(),
+            };
+            let is_whole = |total: usize| at + total <= input.len();
+            match header.filter(|header| is_whole(header.total)) {
+                Some(header) if is_member(header.tag) && (at < bound || flushed.is_none()) => {
                     at += header.total;
-                    if matches!(header.tag, tag::SYNC | tag::FLUSH) {
-                        return Ok(Some(at));
+                    match header.tag {
+                        tag::SYNC => return Ok(Some(at)),
+                        tag::FLUSH => flushed = Some(at),
+                        _ => {}
                     }
                 }
-                Ok(_) if input.len() >= bound && at > 0 => return Ok(Some(at)),
-                Ok(_) => return Ok(None),
+                _ if flushed.is_some() => return Ok(flushed),
+                Some(_) => return Ok(Some(at)),
+                None if input.len() >= bound && at > 0 => return Ok(Some(at)),
+                None => return Ok(None),
             }
         }
     }
@@ -628,6 +642,10 @@ impl Session {
                 }
                 StepKind::Control(message, statement, kept) => {
                     parses += usize::from(*message == Message::Parse);
+                    if *message == Message::Describe && self.is_of_statement(&step.frame) {
+                        let types = statement.types();
+                        backend::write_parameter_description(self.output.tail(), types);
+                    }
                     if let Err(refusal) = self.control(*message, statement, kept) {
                         self.take_back_names(batch.named, parses);
                         self.refuse(refusal);
@@ -666,13 +684,15 @@ impl Session {
                     local.write_result(self.output.tail());
                 }
             }
-            _ => {
-                // Describe of a portal has no ParameterDescription; control has no parameters, and
-                // NoData ends both.
-                backend::write_no_data(self.output.tail());
-            }
+            _ => backend::write_no_data(self.output.tail()),
         }
         Ok(())
+    }
+
+    /// A Describe that is about a statement, so that its parameters are told too.
+    fn is_of_statement(&self, frame: &Range<usize>) -> bool {
+        let body = &self.input.as_slice()[frame.start + HEADER_BYTES..frame.end];
+        Named::read_describe(body).is_ok_and(|named| named.kind == Kind::Statement)
     }
 }
 

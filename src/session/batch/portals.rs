@@ -130,7 +130,7 @@ impl Session {
             return Ok(self.answer(only, &NoValues(kept), text)?);
         };
         let body = self.input.as_slice()[frame.start + HEADER_BYTES..frame.end].to_vec();
-        let values = BindValues { bind: Bind::read(&body)?, kept };
+        let values = BindValues::new(Bind::read(&body)?, kept);
         Ok(self.answer(only, &values, text)?)
     }
 }

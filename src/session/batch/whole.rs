@@ -52,7 +52,7 @@ impl Session {
                 StepKind::Bind(statement, _) | StepKind::Control(Message::Bind, statement, _) => {
                     let bind = Bind::read(body)?;
                     let kept = self.facts(batch, statement)?;
-                    let values = BindValues { bind, kept: &kept };
+                    let values = BindValues::new(bind, &kept);
                     let mut effect = run.effect_of(self, &kept.analysis, &values)?;
                     if let StepKind::Bind(prepare, Some(name)) = &step.kind
                         && let Some(made) = prepare.makes()
@@ -158,11 +158,7 @@ impl Session {
             let bind = Bind::read(body)?;
             let count = bind.param_count();
             let is_typed = statement.types().iter().filter(|oid| **oid != 0).count() >= count;
-            let is_text = (1..=count).all(|n| {
-                let param = u16::try_from(n).ok().and_then(|n| bind.param(n));
-                matches!(param, Some((0, _) | (_, None)))
-            });
-            Ok::<_, wire::Error>(is_typed || is_text)
+            Ok::<_, wire::Error>(is_typed || bind.has_text_only())
         };
         let is_told = !was_told
             && (batch.steps.iter().any(parses)

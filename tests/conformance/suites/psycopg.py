@@ -2,6 +2,7 @@
 checkout of the version that requirements.txt pins, or else it is cloned from upstream."""
 
 import os
+import subprocess
 from pathlib import Path
 
 from workshop import NotToBeHad, short
@@ -23,7 +24,7 @@ def prepare(workshop):
             workshop.command(
                 ["git", "clone", "-q", "--depth=1", f"--branch={workshop.version('psycopg')}",
                  UPSTREAM, source], env={**os.environ, "GIT_TERMINAL_PROMPT": "0"}, timeout=300)
-        except (OSError, RuntimeError) as error:
+        except (OSError, RuntimeError, subprocess.SubprocessError) as error:
             raise NotToBeHad(
                 f"psycopg's tests (CONFORMANCE_PSYCOPG may name a checkout): {short(str(error))}"
             ) from error
