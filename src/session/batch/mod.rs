@@ -6,13 +6,15 @@
 //! batch goes out in pieces, bound to the server that the first piece chose. A refusal fails the
 //! batch as an error of the server would. Manual: "Extended Query".
 
+mod described;
 mod emit;
 mod look;
+mod parts;
 mod portals;
-mod told;
 mod whole;
 
 pub(super) use emit::send_rewrite;
+pub(super) use parts::{GivenNames, NoValues, Portal};
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -23,16 +25,15 @@ use super::attach::Unattached;
 use super::block::Block;
 use super::relay::{Relayed, Running, Until};
 use super::run::{Confirmed, Run};
-use super::statements::{self, Kept, Statement};
+use super::statements::{Kept, Statement};
 use super::{Attached, End, Session, params, violation};
-use crate::catalog::Snapshot;
-use crate::route::{Role, Route, Values};
-use crate::server::{Expect, Message, Shape};
-use crate::sql::{Effect, Transaction, TransactionModes};
+use crate::route::{Role, Route};
+use crate::server::{Expect, Message};
 use crate::wire::backend::{self, ErrorReply};
-use crate::wire::frontend::{self, Bind, BindParams, Kind, Named, tag};
+use crate::wire::frontend::{self, Kind, Named, tag};
 use crate::wire::{self, HEADER_BYTES};
-use told::{Asked, is_as_told};
+use described::{Asked, is_as_told};
+use parts::{Batch, BindValues, LookedPortal, Place, Step, StepKind, Trouble};
 
 /// Replies of pgward's own that say nothing but that it was done.
 const PARSE_COMPLETE: Bytes = Bytes::from_static(b"1\0\0\0\x04");
@@ -41,252 +42,12 @@ const BIND_COMPLETE: Bytes = Bytes::from_static(b"2\0\0\0\x04");
 
 const CLOSE_COMPLETE: Bytes = Bytes::from_static(b"3\0\0\0\x04");
 
-/// Messages of a usual batch: Parse, Bind, Describe, Execute, Sync.
-const STEPS_USUAL: usize = 6;
-
 /// Messages that make up a batch.
 pub(super) fn is_member(tag: u8) -> bool {
     matches!(
         tag,
         tag::PARSE | tag::BIND | tag::DESCRIBE | tag::EXECUTE | tag::CLOSE | tag::SYNC | tag::FLUSH
     )
-}
-
-/// One message of a batch, looked at.
-struct Step {
-    frame: Range<usize>,
-    kind: StepKind,
-}
-
-enum StepKind {
-    Parse(Arc<Statement>),
-    /// With the name that its Execute gives, if that is a PREPARE.
-    Bind(Arc<Statement>, Option<Box<str>>),
-    DescribeStatement(Arc<Statement>),
-    /// Close of a statement: the server keeps the shared one.
-    CloseStatement,
-    /// Describe or Close of a portal, Execute: as sent.
-    Portal(Message),
-    Execute,
-    /// To the session's own server as sent: only that one knows what it is about.
-    Own(Message),
-    /// Answered here when its turn comes.
-    Local(Message, Bytes),
-    /// Transaction control: the server's if the batch goes to one, else answered here.
-    Control(Message, Arc<Statement>, Arc<Kept>),
-    Sync,
-    Flush,
-}
-
-/// Names given away by Parse messages, with what they meant before, in the order of the messages.
-/// No name: it was closed again.
-pub(super) type GivenNames = Vec<(Option<Box<[u8]>>, Option<Arc<Statement>>)>;
-
-/// A portal on the server that is held.
-pub(super) struct Portal {
-    name: Box<[u8]>,
-    statement: Arc<Statement>,
-    /// What its Execute does to the session, with the values of its Bind.
-    effect: Confirmed,
-    /// The server has said that the whole batch of its Bind went well.
-    is_settled: bool,
-}
-
-impl Portal {
-    /// Its effect, once: a portal that goes on has done what it does.
-    fn take_effect(&mut self) -> Confirmed {
-        std::mem::replace(&mut self.effect, Confirmed::Nothing)
-    }
-}
-
-/// A portal of a batch that is looked at.
-struct LookedPortal {
-    name: Box<[u8]>,
-    statement: Arc<Statement>,
-    place: Place,
-    /// Its Bind.
-    frame: Range<usize>,
-}
-
-/// A batch, looked at and not yet sent.
-struct Batch {
-    /// What names mean throughout it.
-    snapshot: Arc<Snapshot>,
-    steps: Vec<Step>,
-    end: usize,
-    route: Option<Route>,
-    needs_server: bool,
-    has_sync: bool,
-    /// Names that this batch gave away, with what they meant before, to take back what fails.
-    named: GivenNames,
-    portals: Vec<LookedPortal>,
-    /// As `portals`, of those that go to a server; filled in by `complete_run`.
-    bound: Vec<Portal>,
-    /// Portals that it closes and does not bind again.
-    closed: Vec<Box<[u8]>>,
-    /// A member changes the meaning of names, and the server has yet to confirm it.
-    changes_names: bool,
-    /// As `changes_names`, of how the bytes of a text are read.
-    changes_text: bool,
-    /// Transaction control is among its members.
-    has_control: bool,
-    /// A failed block is over behind what has been looked at so far.
-    has_ended_failure: bool,
-    /// BEGIN is among its members.
-    begins: Option<TransactionModes>,
-    /// The settings before its first statement that was answered here.
-    ledger_before: Option<Box<params::Ledger>>,
-    /// Statements that it uses as the client was told of them before it.
-    told: Vec<Told>,
-    /// Of these the one without a name, where the server has it under a name for this batch only.
-    brief: Option<Arc<Statement>>,
-    /// The names that it has described, in order.
-    described: Vec<Box<[u8]>>,
-}
-
-impl Batch {
-    pub(super) fn new(snapshot: Arc<Snapshot>, end: usize, needs_server: bool) -> Self {
-        Self {
-            snapshot,
-            steps: Vec::with_capacity(STEPS_USUAL),
-            end,
-            route: None,
-            needs_server,
-            has_sync: false,
-            named: Vec::new(),
-            portals: Vec::new(),
-            bound: Vec::new(),
-            closed: Vec::new(),
-            changes_names: false,
-            changes_text: false,
-            has_control: false,
-            has_ended_failure: false,
-            begins: None,
-            ledger_before: None,
-            told: Vec::new(),
-            brief: None,
-            described: Vec::new(),
-        }
-    }
-
-    pub(super) fn is_control(&self, portal: &[u8]) -> bool {
-        let of_name = |known: &&LookedPortal| *known.name == *portal;
-        self.portals.iter().find(of_name).is_some_and(|known| known.place == Place::Control)
-    }
-
-    /// A member uses a statement under a name of which the client was told that before.
-    fn uses(&mut self, statement: &Arc<Statement>, is_named: bool, told: Option<statements::Told>) {
-        // What an EXECUTE means is looked up each time: another statement answers as it likes.
-        let is_same = |id| statement.executes().is_none() || id == statement.id;
-        let shape = told.filter(|(id, _)| is_same(*id)).map(|(_, shape)| shape);
-        // Many Binds of one statement are the usual batch of many.
-        let is_known = |shape| {
-            let last = self.told.last();
-            last.is_some_and(|last| last.statement.id == statement.id && last.shape == shape)
-        };
-        if let Some(shape) = shape.filter(|shape| !is_known(*shape)) {
-            self.told.push(Told { statement: statement.clone(), is_named, shape });
-        }
-    }
-
-    /// The client was told of it, under whatever name, before the batch.
-    fn is_told(&self, statement: &Statement) -> bool {
-        self.told.iter().any(|told| told.statement.id == statement.id)
-    }
-
-    /// More than one statement is parsed or bound in it.
-    fn has_several(&self) -> bool {
-        let is_statement =
-            |step: &&Step| matches!(step.kind, StepKind::Parse(_) | StepKind::Bind(..));
-        self.steps.iter().filter(is_statement).count() > 2
-    }
-
-    /// It rolls a block back.
-    pub(super) fn is_rollback(&self) -> bool {
-        self.steps.iter().any(|step| match &step.kind {
-            StepKind::Control(_, _, kept) => kept.analysis.statements.iter().any(|statement| {
-                matches!(statement.effect, Effect::Transaction(Transaction::Rollback { .. }))
-            }),
-            _ => false,
-        })
-    }
-}
-
-/// A statement whose description the client has.
-struct Told {
-    statement: Arc<Statement>,
-    is_named: bool,
-    shape: Shape,
-}
-
-/// Values of one Bind.
-struct BindValues<'a> {
-    params: BindParams<'a>,
-    kept: &'a Kept,
-}
-
-impl<'a> BindValues<'a> {
-    fn new(bind: Bind<'a>, kept: &'a Kept) -> Self {
-        Self { params: BindParams::new(bind), kept }
-    }
-}
-
-impl Values for BindValues<'_> {
-    fn param(&self, n: u16) -> Option<(i16, Option<&[u8]>)> {
-        self.params.get(n)
-    }
-
-    fn literal(&self, slot: u16) -> Option<std::borrow::Cow<'_, str>> {
-        self.kept.literal(slot).map(std::borrow::Cow::Borrowed)
-    }
-
-    fn hint(&self) -> Result<Option<&str>, ()> {
-        self.kept.hint()
-    }
-}
-
-/// No values: a statement that is only described.
-pub(super) struct NoValues<'a>(pub &'a Kept);
-
-impl Values for NoValues<'_> {
-    fn param(&self, _n: u16) -> Option<(i16, Option<&[u8]>)> {
-        None
-    }
-
-    fn literal(&self, slot: u16) -> Option<std::borrow::Cow<'_, str>> {
-        self.0.literal(slot).map(std::borrow::Cow::Borrowed)
-    }
-
-    fn hint(&self) -> Result<Option<&str>, ()> {
-        self.0.hint()
-    }
-}
-
-enum Trouble {
-    Refused(ErrorReply),
-    /// As refused, and perhaps only because the catalog is old.
-    Unknown(ErrorReply),
-    End(End),
-}
-
-impl From<ErrorReply> for Trouble {
-    fn from(refusal: ErrorReply) -> Self {
-        Self::Refused(refusal)
-    }
-}
-
-impl From<wire::Error> for Trouble {
-    fn from(error: wire::Error) -> Self {
-        Self::End(End::Fatal(violation(&error)))
-    }
-}
-
-/// Where a statement is answered.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Place {
-    Server,
-    Local,
-    Control,
 }
 
 impl Session {
