@@ -86,11 +86,14 @@ pub fn changes_text(effect: &Effect) -> bool {
 
 /// Does it take settings back?
 pub fn takes_back(effect: &Effect) -> bool {
+    matches!(effect, Effect::Transaction(control) if ends_settings(control))
+}
+
+/// As [`takes_back`], of transaction control.
+pub fn ends_settings(control: &Transaction) -> bool {
     matches!(
-        effect,
-        Effect::Transaction(
-            Transaction::Commit { .. } | Transaction::Rollback { .. } | Transaction::RollbackTo(_)
-        )
+        control,
+        Transaction::Commit { .. } | Transaction::Rollback { .. } | Transaction::RollbackTo(_)
     )
 }
 
@@ -366,7 +369,15 @@ impl Ledger {
 
     /// As [`Self::may_undo_names`], of how texts are read.
     pub fn may_undo_text(&self) -> bool {
-        let names = ["client_encoding", "standard_conforming_strings"];
+        self.may_undo(&["client_encoding", "standard_conforming_strings"])
+    }
+
+    /// As [`Self::may_undo_names`], of what literals mean.
+    pub fn may_undo_literals(&self) -> bool {
+        self.may_undo(&OF_LITERALS)
+    }
+
+    fn may_undo(&self, names: &[&str]) -> bool {
         let is_local = |name: &&str| self.local.contains_key(*name);
         let is_changed = |undo: &Undo| match undo {
             Undo::Settings(old) => {

@@ -307,9 +307,12 @@ impl Session {
         if has_failed && !ends_before && !still_in_it.all(is_control) {
             return Err(refusals::in_failed_transaction());
         }
-        // Set again behind the request only; until then names mean something else on the server.
-        let is_between =
-            |attached: &Attached| attached.resets.iter().any(|name| params::is_of_names(name));
+        // Set again behind the request only; until then names mean something else on the server, and
+        // texts are read otherwise.
+        let is_between = |attached: &Attached| {
+            let mut resets = attached.resets.iter();
+            resets.any(|name| params::is_of_names(name) || params::is_of_text(name))
+        };
         if self.attached.as_deref().is_some_and(is_between) {
             return Err(refusals::unsupported(
                 "a statement behind RESET in one batch",

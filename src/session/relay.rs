@@ -21,6 +21,9 @@ use crate::wire::encoding::Encoding;
 /// Bytes for the client that go out even while more is coming.
 const WRITE_BYTES: usize = 64 << 10;
 
+/// The setting that says how the bytes of a text are read.
+const ENCODING: &str = "client_encoding";
+
 /// How a relay ended.
 #[derive(Debug)]
 pub(super) enum Relayed {
@@ -322,6 +325,7 @@ impl Session {
                             }
                         }
                         attached.resets.extend(resets(&effect, self.ledger.startup()));
+                        let before = self.ledger.value(ENCODING).map(str::to_owned);
                         running.is_ddl |= apply(
                             &mut self.ledger,
                             &mut self.block,
@@ -329,6 +333,10 @@ impl Session {
                             effect,
                             tag,
                         );
+                        if self.ledger.value(ENCODING) != before.as_deref() {
+                            // The server reports it at its ReadyForQuery only.
+                            attached.encoding = None;
+                        }
                     }
                 }
                 Reply::Described { id, shape, forwarded } => {

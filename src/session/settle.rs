@@ -144,6 +144,8 @@ impl Session {
     /// and its next statement shall find that.
     async fn restore_startup(&mut self, attached: &mut Attached, running: &Running) {
         if running.ready.is_none() {
+            // What is parsed until then is read under the server's own values, and is kept there.
+            attached.checkout.server.is_opaque = true;
             return;
         }
         let resets = std::mem::take(&mut attached.resets);

@@ -202,3 +202,88 @@ fn where_nothing_is_guarded_what_is_not_read_goes_on() {
         assert_eq!(value_of(&client.query(b"SELECT 'it\\'")), b"it\\");
     }
 }
+
+/// A statement that has been read under another setting than pgward had it is for nobody else.
+#[test]
+fn settings_that_change_amid_a_batch_leave_no_statement_to_others() {
+    let shards = shards();
+    let config = &[TRUST, ONE_SERVER];
+    let ward = Ward::start(shards, &WardOptions { config, ..Default::default() });
+    let id = shards.hospital(0, 1);
+    let key = format!("FROM patients WHERE hospital_id = '{id}'");
+    let step = |name: &str, sql: &str| {
+        let parse = message(b'P', &[name.as_bytes(), b"\0", sql.as_bytes(), b"\0\0\0"]);
+        let bind = message(b'B', &[b"\0", name.as_bytes(), b"\0\0\0\0\0\0\0"]);
+        [parse, bind, execute()].concat()
+    };
+    let bytes = |wide: &str| format!("SELECT octet_length('{wide}') {key}");
+    let days = |date: &str| format!("SELECT '{date}'::date - date '2020-01-01' {key}");
+    let flush = message(b'H', &[]);
+    let dmy = "datestyle\0ISO, DMY\0";
+    let latin = "client_encoding\0LATIN1\0";
+    let long = format!("SET datestyle = 'ISO, DMY' /*{}*/", "x".repeat(1 << 20));
+    // (startup, before a Sync, amid a batch and how it goes on, what is parsed then, in what the other
+    // client begins, its text, its answer)
+    let cases = [
+        (
+            "",
+            "SET LOCAL client_encoding = 'LATIN1'",
+            "SET LOCAL client_encoding = 'UTF8'",
+            true,
+            bytes("\u{e9}"),
+            "",
+            bytes("\u{c3}\u{a9}"),
+            "4",
+        ),
+        (
+            "",
+            "SET LOCAL client_encoding = 'LATIN1'",
+            "ROLLBACK TO s",
+            true,
+            bytes("\u{e8}"),
+            "",
+            bytes("\u{c3}\u{a8}"),
+            "4",
+        ),
+        (
+            latin,
+            "SELECT",
+            "RESET client_encoding",
+            true,
+            bytes("\u{ea}"),
+            "",
+            bytes("\u{c3}\u{aa}"),
+            "4",
+        ),
+        (dmy, "SELECT", "RESET datestyle", true, days("01/02/2020"), dmy, days("01/02/2020"), "31"),
+        (
+            "",
+            "SET LOCAL datestyle = 'ISO, DMY'",
+            "ROLLBACK TO s",
+            false,
+            days("02/03/2020"),
+            dmy,
+            days("02/03/2020"),
+            "61",
+        ),
+        ("", "SELECT", &long, false, days("03/04/2020"), "", days("03/04/2020"), "63"),
+    ];
+    for (startup, before, amid, has_flush, sql, others, same, want) in cases {
+        let mut client = Bytes::login(&ward, startup);
+        for sql in ["BEGIN", &format!("SELECT 1 {key}"), "SAVEPOINT s", before] {
+            assert_eq!(client.code(sql.as_bytes()), "", "{sql}");
+        }
+        client.0.send(&step("", amid));
+        if has_flush {
+            client.0.send(&flush);
+            client.0.until(b'C').expect("done");
+        } else if amid.len() > 1000 {
+            std::thread::sleep(std::time::Duration::from_millis(500));
+        }
+        client.0.send(&[step("x", &sql), sync()].concat());
+        client.0.until(b'Z').expect("an answer");
+        client.code(b"COMMIT");
+        let answer = Bytes::login(&ward, others).extended(b"y", same.as_bytes());
+        assert_eq!(value_of(&answer), want.as_bytes(), "{before}; {}", &amid[..20.min(amid.len())]);
+    }
+}

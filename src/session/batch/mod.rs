@@ -78,7 +78,7 @@ impl Session {
         {
             self.take_back_names(std::mem::take(&mut batch.named), 0);
             self.take_back_settings(&mut batch);
-            (batch, looked) = self.look_to(end, before);
+            (batch, looked) = self.look_to(end, before.clone());
             run = Run::new(Route::Any { role: Role::Replica });
             looked = looked.and_then(|()| self.complete_run(&mut batch, &mut run));
         }
@@ -87,8 +87,9 @@ impl Session {
         {
             // What it answers now, the client hears in this very batch.
             self.take_back_names(std::mem::take(&mut batch.named), 0);
+            self.take_back_settings(&mut batch);
             self.renew(&stale);
-            (batch, looked) = self.look_to(batch.end, None);
+            (batch, looked) = self.look_to(batch.end, before);
             run = Run::new(Route::Any { role: Role::Replica });
             looked = looked.and_then(|()| self.complete_run(&mut batch, &mut run));
         }

@@ -94,8 +94,16 @@ impl Session {
         batch.bound = bound;
         self.find_sole(batch, run)?;
         run.check_aside()?;
-        // What is parsed behind a setting in the same batch was looked at without it.
-        run.is_opaque |= batch.has_several() && run.effects.iter().any(changes_literals);
+        // What is parsed behind a setting in the same batch was looked at without it, in a later piece
+        // of the batch too.
+        let may_undo = self.ledger.may_undo_literals();
+        let changes = |effect: &Confirmed| match effect {
+            Confirmed::Control(control) => may_undo && params::ends_settings(control),
+            effect => changes_literals(effect),
+        };
+        run.is_opaque |= batch.has_several() && run.effects.iter().any(changes);
+        run.is_opaque |=
+            self.attached.as_ref().is_some_and(|held| held.effects.iter().any(changes));
         batch.closed = closed;
         // Pieces of a long batch are followed throughout: their replies come later.
         let has_answers = batch.has_sync || self.ends_with_flush(batch);
