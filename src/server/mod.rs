@@ -23,9 +23,9 @@ use crate::wire::{self, HEADER_BYTES, TxnStatus, backend, frontend, sqlstate};
 pub use pipeline::{Copy, Expect, Message, Pipeline, Settled, Verdict};
 pub use prepared::{Prepared, Shape, StatementId};
 
-/// How long a query of pgward's own (settings, a reset) may take: a server that is silent for
 /// Name of pgward's own statement beside a client's.
 const BESIDE: &[u8] = b"pgward_beside";
+/// How long a query of pgward's own (settings, a reset) may take: a server that is silent for
 /// longer is gone.
 const OWN_QUERY_TIMEOUT: Duration = Duration::from_secs(10);
 /// Largest reply that is looked into (errors, parameters); rows and copy data pass by unbounded.

@@ -10,6 +10,7 @@ use super::block::{Block, Pending};
 use super::directory::{CancelTarget, Cancels, Client};
 use super::pins::{self, Pin, Pins};
 use super::run::Run;
+use super::welcome::reads_single_bytes;
 use super::{Attached, End, READ_AHEAD_BYTES, Session, params};
 use crate::auth::{ServerCredentials, ServerSecret};
 use crate::config::{Consistency, PoolMode};
@@ -19,6 +20,7 @@ use crate::route::{Bound, Role, Route, refusals};
 use crate::server::{self, Expect, Message, ServerConn, ServerError};
 use crate::shard_map::HospitalId;
 use crate::wire::backend::ErrorReply;
+use crate::wire::encoding::Encoding;
 use crate::wire::{TxnStatus, frontend};
 
 /// Text that no server accepts: it makes a refusal real on a server in a transaction.
@@ -246,6 +248,16 @@ impl Session {
         if Arc::ptr_eq(&server.settings, want) && is_default_path {
             return Ok(());
         }
+        if matches!(self.encoding, Encoding::Single(_))
+            && !reads_single_bytes(&server.parameters)
+            && !self.is_unguarded()
+        {
+            return Err(Unattached::Refused(refusals::unsupported(
+                "a client_encoding that this shard's server does not convert to UTF8",
+                "SET client_encoding = 'UTF8'.",
+            )));
+        }
+        let server = &mut *attached.checkout.server;
         let mut sql = params::replay(&server.settings, want);
         if !is_default_path && !want.contains_key("search_path") {
             // The role's own search_path was changed since this session learnt it: names would

@@ -11,7 +11,7 @@ use bytes::BytesMut;
 
 use super::block::Block;
 use super::params::{self, Ledger};
-use super::welcome::{Learnt, application_name};
+use super::welcome::{Learnt, application_name, reads_single_bytes};
 use super::{Attached, Session};
 use crate::server::SettingsMap;
 use crate::wire::TxnStatus;
@@ -54,7 +54,7 @@ impl Told {
 
     /// Servers convert single-byte encodings to UTF8: those keep the same bytes as other text.
     pub fn reads_single_bytes(&self) -> bool {
-        self.learnt.reads_single_bytes()
+        reads_single_bytes(&self.learnt.parameters)
     }
 
     /// Tells a value, unless the client knows it.
@@ -128,8 +128,9 @@ impl Session {
         if key == "client_encoding" {
             attached.encoding = Some(Encoding::named(&String::from_utf8_lossy(value)));
         }
-        if let Ok(value) = std::str::from_utf8(value) {
-            attached.reported.push((name.to_owned(), value.to_owned()));
+        // Written as the client reads it.
+        if let Some(value) = self.encoding_on(attached).decode(value) {
+            attached.reported.push((name.to_owned(), value.into_owned()));
         }
     }
 

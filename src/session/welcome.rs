@@ -209,7 +209,7 @@ impl Session {
             startup.iter().partition(|(name, _)| name == "client_encoding");
         for (name, value) in first.into_iter().chain(last) {
             if !is_any_fine {
-                answer::check_setting(name, value, learnt.reads_single_bytes())?;
+                answer::check_setting(name, value, reads_single_bytes(&learnt.parameters))?;
             }
             let value = match name.as_str() {
                 "application_name" => &application_name(value),
@@ -244,16 +244,16 @@ impl Session {
 }
 
 impl Learnt {
-    /// Its encoding is UTF8: it converts what comes in another.
-    pub fn reads_single_bytes(&self) -> bool {
-        let mut encodings = self.parameters.iter().filter(|(name, _)| name == "server_encoding");
-        encodings.all(|(_, value)| value == "UTF8")
-    }
-
     /// The server reports this value of the setting by itself.
     fn has(&self, name: &str, value: &str) -> bool {
         self.parameters.iter().any(|(n, v)| n.eq_ignore_ascii_case(name) && v == value)
     }
+}
+
+/// The encoding of a server that reported these is UTF8: it converts what comes in another.
+pub(super) fn reads_single_bytes(parameters: &[(String, String)]) -> bool {
+    let mut encodings = parameters.iter().filter(|(name, _)| name == "server_encoding");
+    encodings.all(|(_, value)| value == "UTF8")
 }
 
 /// What a server said to a setting of the startup: its spelling of the value, or why not.
@@ -280,7 +280,7 @@ async fn prepare(
     let is_any_fine = is_unguarded(services, &login.user);
     for (name, value) in &login.startup.settings {
         if !is_any_fine {
-            answer::check_setting(name, value, learnt.reads_single_bytes())?;
+            answer::check_setting(name, value, reads_single_bytes(&learnt.parameters))?;
         }
         let value = match name.as_str() {
             // Any value is good, and there may be as many as there are clients.
