@@ -242,14 +242,9 @@ impl Session {
     /// Gives the server the session's settings. A round trip of its own, and only where they
     /// differ: were it part of the request, a setting that fails would have to undo the request.
     async fn bring_settings(&mut self, attached: &mut Attached) -> Result<(), Unattached> {
-        let server = &mut *attached.checkout.server;
-        let want = self.ledger.committed();
-        let is_default_path = server.default_path == self.default_path;
-        if Arc::ptr_eq(&server.settings, want) && is_default_path {
-            return Ok(());
-        }
+        // Also where no setting is to be brought: a block may begin with one.
         if matches!(self.encoding, Encoding::Single(_))
-            && !reads_single_bytes(&server.parameters)
+            && !reads_single_bytes(&attached.checkout.server.parameters)
             && !self.is_unguarded()
         {
             return Err(Unattached::Refused(refusals::unsupported(
@@ -258,6 +253,11 @@ impl Session {
             )));
         }
         let server = &mut *attached.checkout.server;
+        let want = self.ledger.committed();
+        let is_default_path = server.default_path == self.default_path;
+        if Arc::ptr_eq(&server.settings, want) && is_default_path {
+            return Ok(());
+        }
         let mut sql = params::replay(&server.settings, want);
         if !is_default_path && !want.contains_key("search_path") {
             // The role's own search_path was changed since this session learnt it: names would
@@ -277,7 +277,7 @@ impl Session {
                 }
             }
         }
-        attached.checkout.server.settings = want.clone();
+        server.settings = want.clone();
         Ok(())
     }
 
@@ -305,6 +305,11 @@ impl Session {
         let server = &mut *attached.checkout.server;
         server.is_opaque |= run.is_opaque;
         server.begin_request(may_rerun || run.is_healable);
+        for name in self.unsent_closes.drain(..) {
+            server.send(Message::Close, Expect::Swallow, |out| {
+                frontend::write_close(out, frontend::Kind::Statement, &name);
+            });
+        }
         if let Block::Pending(pending) = &self.block {
             if !run.is_aside {
                 send_pending(server, pending);

@@ -136,6 +136,8 @@ pub struct Session {
     was_unguarded: bool,
     /// Its login has been answered: before that drivers take no notices.
     is_greeted: bool,
+    /// Statements that refused batches have closed, and the session's own server has yet to.
+    unsent_closes: Vec<Box<[u8]>>,
     /// A batch failed without a server: what follows is dropped up to its Sync.
     is_skipping: bool,
     /// `Fleet::now` at the outcome of its last write; 1 before the first.

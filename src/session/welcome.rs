@@ -137,6 +137,7 @@ pub async fn welcome(
         is_own: false,
         was_unguarded: false,
         is_greeted: false,
+        unsent_closes: Vec::new(),
         is_skipping: false,
         written_at: 1,
         skip_bytes: 0,

@@ -379,6 +379,39 @@ fn a_login_that_fails_leaves_no_setting() {
 }
 
 #[test]
+fn what_a_refused_batch_has_closed_is_closed_on_the_sessions_own_server() {
+    let (ward, mine, _) = bound_ward(SESSION);
+    let mut raw = Raw::connect(&ward);
+    let options = format!("-c pgward.hospital_id={mine}");
+    let body = format!("user\0app\0database\0hospital\0options\0{options}\0\0");
+    raw.send(&raw::packet(&[&0x0003_0000u32.to_be_bytes(), body.as_bytes()]));
+    raw.until(b'Z').expect("a login");
+    let keyed = format!("SELECT name FROM patients WHERE hospital_id = '{mine}'");
+    let parse = message(b'P', &[b"s\0", keyed.as_bytes(), b"\0\0\0"]);
+    let close = message(b'C', &[b"Ss\0"]);
+    let refused = message(b'P', &[b"t\0SELEC 1\0\0\0"]);
+    let mut code = |bytes: Vec<u8>| {
+        raw.send(&bytes);
+        raw::code_of(&raw.until(b'Z').expect("an answer"))
+    };
+    assert_eq!(code([&parse[..], &sync()].concat()), "");
+    for begin in ["SELECT 1", "BEGIN"] {
+        let is_in_block = begin == "BEGIN";
+        assert_eq!(code(query(begin)), "");
+        if is_in_block {
+            assert_eq!(code(query("SELECT 1/0")), "22012");
+        }
+        assert_eq!(code([&close[..], &refused, &sync()].concat()), "42601");
+        if is_in_block {
+            assert_eq!(code(query("ROLLBACK")), "");
+        }
+        // The name is free, by a Query and by a Parse.
+        assert_eq!(code(query("EXECUTE s")), "26000");
+        assert_eq!(code([&parse[..], &sync()].concat()), "");
+    }
+}
+
+#[test]
 fn a_portal_of_a_failed_batch_is_gone() {
     let (ward, mine, _) = bound_ward(("pool", "pool_mode = \"transaction\""));
     let bind = |portal: &str, name: &str| {

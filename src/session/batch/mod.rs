@@ -42,6 +42,9 @@ const BIND_COMPLETE: Bytes = Bytes::from_static(b"2\0\0\0\x04");
 
 const CLOSE_COMPLETE: Bytes = Bytes::from_static(b"3\0\0\0\x04");
 
+/// Statements closed by refused batches that are remembered; what is beyond stays on the server.
+const UNSENT_CLOSES_MAX: usize = 1024;
+
 /// Messages that make up a batch.
 pub(super) fn is_member(tag: u8) -> bool {
     matches!(
@@ -190,6 +193,7 @@ impl Session {
 
     /// The batch fails: its names are taken back, its rest is dropped up to its Sync.
     async fn refuse_batch(&mut self, mut batch: Batch, refusal: ErrorReply) -> Result<(), End> {
+        self.keep_closes(&batch);
         self.take_back_names(std::mem::take(&mut batch.named), 0);
         self.take_back_settings(&mut batch);
         self.refuse(refusal);
@@ -204,6 +208,23 @@ impl Session {
             _ => {
                 self.finish(attached, &run, running).await;
                 Ok(())
+            }
+        }
+    }
+
+    /// What a refused batch has closed ahead of its fault stays closed, as on a server. Where that
+    /// has the client's own names, it hears so ahead of the next request.
+    fn keep_closes(&mut self, batch: &Batch) {
+        if !self.has_own_server() {
+            return;
+        }
+        let closes = |step: &&Step| matches!(step.kind, StepKind::CloseStatement);
+        for step in batch.steps.iter().filter(closes) {
+            let body = &self.input.as_slice()[step.frame.start + HEADER_BYTES..step.frame.end];
+            if let Ok(named) = Named::read_close(body)
+                && self.unsent_closes.len() < UNSENT_CLOSES_MAX
+            {
+                self.unsent_closes.push(named.name.into());
             }
         }
     }
