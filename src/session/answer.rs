@@ -6,7 +6,8 @@ use std::borrow::Cow;
 use bytes::BytesMut;
 
 use super::block::Answer;
-use super::{Session, invalid_text, params};
+use super::welcome::reads_single_bytes;
+use super::{Attached, Session, invalid_text, params};
 use crate::route::{Hospitals, Values, refusals};
 use crate::shard_map::HospitalId;
 use crate::sql::{Discard, Effect, Setting, SettingValue, Statement};
@@ -306,7 +307,11 @@ impl Session {
         if let Some(value) = &value
             && !self.is_unguarded()
         {
-            check_setting(&setting.name, value, self.told.reads_single_bytes())?;
+            // A server that is held would run it at once.
+            let held = self.attached.as_deref().or(self.pinned.as_deref());
+            let is_read = |of: &Attached| reads_single_bytes(&of.checkout.server.parameters);
+            let is_read = self.told.reads_single_bytes() && held.is_none_or(is_read);
+            check_setting(&setting.name, value, is_read)?;
         }
         Ok(value)
     }

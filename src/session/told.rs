@@ -160,8 +160,7 @@ impl Session {
 
     /// Tells what holds now that no server is held.
     fn tell_settings(&mut self) {
-        let is_servers = self.has_own_server() || self.pinned.is_some() || self.attached.is_some();
-        if is_servers || (self.told.changed.is_empty() && self.ledger.is_as_at_start()) {
+        if !self.may_have_news() {
             return;
         }
         match self.block {
@@ -170,8 +169,17 @@ impl Session {
         }
     }
 
+    /// No server is held that tells by itself, and something is not as it was at the start.
+    fn may_have_news(&self) -> bool {
+        let is_servers = self.has_own_server() || self.pinned.is_some() || self.attached.is_some();
+        !is_servers && (!self.told.changed.is_empty() || !self.ledger.is_as_at_start())
+    }
+
     /// As [`Self::tell_settings`], ahead of the ReadyForQuery that was put out last.
     pub(super) fn tell_settings_before_ready(&mut self) {
+        if !self.may_have_news() {
+            return;
+        }
         let tail = self.output.tail();
         let at = tail.len().saturating_sub(READY_BYTES);
         if !tail[at..].starts_with(b"Z\0\0\0\x05") {
