@@ -179,9 +179,6 @@ fn start_log(config: &Config) {
 async fn run(path: &Path, files: Files) -> Result<(), String> {
     let Files { config, map, users, client_tls, server_tls } = files;
     let server_tls = Arc::new(server_tls);
-    let address = SocketAddr::new(config.listen.listen_addr, config.listen.listen_port);
-    let listener = listen(address, config.listen.so_reuseport)
-        .map_err(|error| format!("can't listen on {address}: {error}"))?;
     let socket = listen_locally(&config).await?;
     let metrics_listener = match config.metrics.address {
         Some(address) => Some(
@@ -199,6 +196,11 @@ async fn run(path: &Path, files: Files) -> Result<(), String> {
         ),
         None => None,
     };
+    // The last one: whoever reaches the port (systemd's checks, a script that waits for it) finds the
+    // other ways in as well.
+    let address = SocketAddr::new(config.listen.listen_addr, config.listen.listen_port);
+    let listener = listen(address, config.listen.so_reuseport)
+        .map_err(|error| format!("can't listen on {address}: {error}"))?;
     let secret = config.health.probe_secret().map_err(|error| error.to_string())?;
     let fleet = Fleet::new(&map, FleetSettings::new(&config.health, secret));
     fleet.set_tls(server_tls.clone());
