@@ -220,6 +220,7 @@ impl Subject {
             hospital: None,
             transaction: None,
             pinned: None,
+            temporary: None,
             block: Block::None,
             guard: GuardMode::Strict,
         };

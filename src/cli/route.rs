@@ -115,6 +115,7 @@ fn decide(args: &Args, map: &ShardMap, catalog: &Arc<Catalog>) -> (bool, Vec<Row
         hospital: args.session_hospital,
         transaction: None,
         pinned: None,
+        temporary: None,
         block: Block::None,
         guard: args.guard,
     };

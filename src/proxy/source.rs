@@ -178,6 +178,7 @@ impl Source for Proxy {
             hospital: None,
             transaction: None,
             pinned: None,
+            temporary: None,
             block: Block::None,
             guard: config.guard.mode,
         };

@@ -120,7 +120,7 @@ impl<'a> Policy<'a> {
                 self.admit(problem)?;
                 // Not classified, or reads what each shard holds of its own: never on a replica.
                 asked.write.get_or_insert(&problem.subject);
-                if problem.kind == ProblemKind::ReadsUnkeyed {
+                if matches!(problem.kind, ProblemKind::ReadsUnkeyed | ProblemKind::Unknown) {
                     asked.per_shard.get_or_insert(&problem.subject);
                 }
             }
@@ -196,9 +196,19 @@ impl<'a> Policy<'a> {
     fn admit(&self, problem: &Problem) -> Result<(), Refusal> {
         let Problem { kind, subject, hint } = problem;
         match kind {
-            ProblemKind::Undeclared | ProblemKind::Unsupported if self.is_open => Ok(()),
+            ProblemKind::Undeclared | ProblemKind::Unsupported | ProblemKind::Unknown
+                if self.is_open =>
+            {
+                Ok(())
+            }
+            ProblemKind::Unknown if self.session.has_temporary(subject) => Ok(()),
+            ProblemKind::Unknown if !hint.is_empty() => {
+                Err(refusals::unsupported(&format!("a change of table \"{subject}\""), hint))
+            }
             ProblemKind::ReferenceWrite if self.only_shard.is_some() => Ok(()),
-            ProblemKind::Undeclared => Err(refusals::undeclared_table(subject)),
+            ProblemKind::Undeclared | ProblemKind::Unknown => {
+                Err(refusals::undeclared_table(subject))
+            }
             ProblemKind::ReferenceWrite => Err(refusals::reference_write(subject, hint)),
             ProblemKind::Unsupported => Err(refusals::unsupported(subject, hint)),
             ProblemKind::ReadsUnkeyed

@@ -103,10 +103,22 @@ pub struct SessionView<'a> {
     /// The server that the session keeps between transactions, if it does. Its hospital is the one
     /// that what it keeps there may be of.
     pub pinned: Option<Bound>,
+    /// Names of its temporary tables there, or on the server of the open transaction.
+    pub temporary: Option<&'a TemporaryTables>,
     /// The transaction block that is open on the client's side.
     pub block: Block,
     /// `[guard] mode`.
     pub guard: GuardMode,
+}
+
+/// A session's temporary tables by name; `true`: it ends with its transaction (ON COMMIT DROP).
+pub type TemporaryTables = std::collections::BTreeMap<String, bool>;
+
+impl SessionView<'_> {
+    /// Whether it has a temporary table called `name`.
+    pub(crate) fn has_temporary(&self, name: &str) -> bool {
+        self.temporary.is_some_and(|tables| tables.contains_key(name))
+    }
 }
 
 /// A transaction's tie to its hospital.

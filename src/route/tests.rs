@@ -66,6 +66,7 @@ fn select(sharded: Vec<ShardedUse>) -> Statement {
         unknown_names: false,
         executes: None,
         copy_in: None,
+        temporary: None,
     }
 }
 
@@ -84,6 +85,7 @@ fn session(rights: &Rights, guard: GuardMode) -> SessionView<'_> {
         hospital: None,
         transaction: None,
         pinned: None,
+        temporary: None,
         block: Block::None,
         guard,
     }
@@ -412,6 +414,7 @@ proptest! {
                 role: Role::Primary,
             }),
             pinned: None,
+            temporary: None,
             block: if bound.is_some() { Block::ReadWrite } else { Block::None },
             guard: if is_strict { GuardMode::Strict } else { GuardMode::Route },
         };

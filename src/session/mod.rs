@@ -378,6 +378,8 @@ impl Session {
             hospital: self.ledger.hospital(),
             transaction: attached,
             pinned: self.pinned.as_ref().map(|pinned| pinned.bound),
+            temporary: (self.attached.is_some() || self.pinned.is_some())
+                .then(|| self.ledger.temporary()),
             block: self.block.view(self.default_modes()),
             guard: config.guard.mode,
         }

@@ -9,9 +9,10 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use crate::route::TemporaryTables;
 use crate::server::SettingsMap;
 use crate::shard_map::HospitalId;
-use crate::sql::{Effect, Transaction};
+use crate::sql::{Effect, Statement, Temporary, Transaction};
 
 /// Name of the setting that binds a session to a hospital.
 pub const HOSPITAL: &str = "pgward.hospital_id";
@@ -65,9 +66,10 @@ pub fn is_of_text(name: &str) -> bool {
     matches!(name, "client_encoding" | "standard_conforming_strings")
 }
 
-/// Do names mean something else behind a statement with this effect?
-pub fn changes_names(effect: &Effect) -> bool {
-    match effect {
+/// Do names mean something else behind this statement?
+pub fn changes_names(statement: &Statement) -> bool {
+    match &statement.effect {
+        _ if statement.temporary.as_ref().is_some_and(|of| **of != Temporary::Fills) => true,
         Effect::Set(settings) => settings.iter().any(|setting| is_of_names(&setting.name)),
         Effect::Reset(name) => is_of_names(name),
         Effect::ResetAll | Effect::Discard(_) => true,
@@ -108,6 +110,7 @@ pub struct Ledger {
     /// SET LOCAL of what decides a statement's meaning; `None`: the server's default, whatever the
     /// session has.
     local: Arc<BTreeMap<String, Option<String>>>,
+    temporary: Arc<TemporaryTables>,
     log: Vec<Undo>,
 }
 
@@ -115,6 +118,7 @@ pub struct Ledger {
 enum Undo {
     Settings(Arc<SettingsMap>),
     Local(Arc<BTreeMap<String, Option<String>>>),
+    Temporary(Arc<TemporaryTables>),
     Hospital { session: Option<HospitalId>, local: Option<Option<HospitalId>> },
     Savepoint(String),
 }
@@ -241,6 +245,42 @@ impl Ledger {
         self.note(Undo::Settings(self.current.clone()));
         self.current = self.startup.clone();
         self.set_hospital(self.startup_hospital, false);
+        self.drop_all_temporary();
+    }
+
+    /// Its temporary tables.
+    pub fn temporary(&self) -> &TemporaryTables {
+        &self.temporary
+    }
+
+    /// CREATE TEMP TABLE, if it was there or not.
+    pub fn make_temporary(&mut self, name: &str, ends_with_transaction: bool) {
+        self.note(Undo::Temporary(self.temporary.clone()));
+        let tables = Arc::make_mut(&mut self.temporary);
+        // One that was there keeps its own ON COMMIT: of two that differ the name ends sooner.
+        *tables.entry(name.to_owned()).or_default() |= ends_with_transaction;
+    }
+
+    /// DROP TABLE.
+    pub fn drop_temporary(&mut self, name: &str) {
+        self.note(Undo::Temporary(self.temporary.clone()));
+        Arc::make_mut(&mut self.temporary).remove(name);
+    }
+
+    /// DISCARD TEMP.
+    pub fn drop_all_temporary(&mut self) {
+        if !self.temporary.is_empty() {
+            self.note(Undo::Temporary(self.temporary.clone()));
+            self.temporary = Arc::default();
+        }
+    }
+
+    /// Their server is gone, or has none of them any more.
+    pub fn forget_temporary(&mut self) {
+        self.log.retain(|undo| !matches!(undo, Undo::Temporary(_)));
+        if !self.temporary.is_empty() {
+            self.temporary = Arc::default();
+        }
     }
 
     /// Binds the session, or with `is_local` its transaction, to a hospital or to none.
@@ -314,6 +354,9 @@ impl Ledger {
         if !self.local.is_empty() {
             self.local = Arc::default();
         }
+        if self.temporary.values().any(|ends| *ends) {
+            Arc::make_mut(&mut self.temporary).retain(|_, ends| !*ends);
+        }
     }
 
     /// The transaction was rolled back.
@@ -327,11 +370,13 @@ impl Ledger {
     pub fn may_undo_names(&self) -> bool {
         let names = ["search_path", "role", "session_authorization"];
         !self.local.is_empty()
+            || self.temporary.values().any(|ends| *ends)
             || self.log.iter().any(|undo| match undo {
                 Undo::Settings(old) => {
                     names.iter().any(|name| old.get(*name) != self.current.get(*name))
                 }
                 Undo::Local(old) => *old != self.local,
+                Undo::Temporary(old) => *old != self.temporary,
                 Undo::Hospital { .. } | Undo::Savepoint(_) => false,
             })
     }
@@ -384,7 +429,7 @@ impl Ledger {
                 names.iter().any(|name| old.get(*name) != self.current.get(*name))
             }
             Undo::Local(old) => *old != self.local,
-            Undo::Hospital { .. } | Undo::Savepoint(_) => false,
+            Undo::Temporary(_) | Undo::Hospital { .. } | Undo::Savepoint(_) => false,
         };
         names.iter().any(is_local) || self.log.iter().any(is_changed)
     }
@@ -399,6 +444,7 @@ impl Ledger {
             match self.log.pop() {
                 Some(Undo::Settings(old)) => self.current = old,
                 Some(Undo::Local(old)) => self.local = old,
+                Some(Undo::Temporary(old)) => self.temporary = old,
                 Some(Undo::Hospital { session, local }) => {
                     self.hospital = session;
                     self.local_hospital = local;

@@ -234,11 +234,11 @@ impl Session {
                 return Ok(Look::Local(only.clone(), sql.to_owned()));
             }
             many if many.len() > 1
-                && many.iter().any(|s| params::changes_names(&s.effect))
+                && many.iter().any(params::changes_names)
                 && !self.is_unguarded() =>
             {
                 return Err(plain(refusals::unsupported(
-                    "search_path or role set together with other statements in one query string",
+                    "search_path, role or a temporary table changed together with other statements in one query string",
                     "Send it as a query string of its own.",
                 )));
             }

@@ -15,6 +15,7 @@ use super::timeouts::Overdue;
 use super::{Attached, End, OUTPUT_BYTES_MAX, READ_AHEAD_BYTES, Session};
 use crate::route::refusals;
 use crate::server::{self, Copy, Reply};
+use crate::sql::Temporary;
 use crate::wire::TxnStatus;
 use crate::wire::encoding::Encoding;
 
@@ -356,6 +357,8 @@ impl Session {
                         Some(Confirmed::Copy(check, hospital)) => {
                             running.watch = Some(Box::new(Watch::new(*check, *hospital)));
                         }
+                        // Its rows are looked at when they leave it for a sharded table.
+                        Some(Confirmed::Temporary(Temporary::Fills)) => {}
                         _ if self.is_unguarded() && self.ledger.hospital().is_none() => {}
                         // Nothing that has been looked at does this.
                         _ => copy::refuse(server, running, refusals::internal()),

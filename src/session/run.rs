@@ -11,7 +11,7 @@ use super::{Session, params, pins};
 use crate::route::{Route, Values, refusals};
 use crate::server;
 use crate::shard_map::HospitalId;
-use crate::sql::{Access, Analysis, CopyCheck, Effect, Transaction};
+use crate::sql::{Access, Analysis, CopyCheck, Effect, Temporary, Transaction};
 use crate::wire::backend::ErrorReply;
 
 /// A request that needs a server.
@@ -67,6 +67,8 @@ pub(super) enum Confirmed {
     Copy(CopyCheck, HospitalId),
     /// PREPARE gave this name.
     Prepared(Box<str>, Arc<Statement>),
+    /// Temporary tables are made, filled or dropped.
+    Temporary(Temporary),
 }
 
 impl PartialEq for Confirmed {
@@ -79,6 +81,7 @@ impl PartialEq for Confirmed {
             (Self::Deallocate(a), Self::Deallocate(b)) => a == b,
             (Self::Set(a), Self::Set(b)) => a == b,
             (Self::Control(a), Self::Control(b)) => a == b,
+            (Self::Temporary(a), Self::Temporary(b)) => a == b,
             (Self::Copy(a, of), Self::Copy(b, other)) => a == b && of == other,
             (Self::Prepared(a, of), Self::Prepared(b, other)) => a == b && of.id == other.id,
             _ => false,
@@ -124,14 +127,14 @@ impl Run {
         let has_effects = analysis
             .statements
             .iter()
-            .any(|statement| statement.effect != Effect::None || statement.copy_in.is_some());
+            .any(|of| of.effect != Effect::None || of.copy_in.is_some() || of.temporary.is_some());
         for statement in &analysis.statements {
             check_rewritten(session, analysis, statement)?;
             self.note_access(statement);
             self.note_unseen(statement);
             if has_effects {
-                let effect = self.confirmed(session, &statement.effect, values)?;
-                self.effects.push_back(self.copied(session, statement)?.unwrap_or(effect));
+                let effect = self.statement_effect(session, statement, values)?;
+                self.effects.push_back(effect);
             }
         }
         Ok(())
@@ -149,10 +152,22 @@ impl Run {
             check_rewritten(session, analysis, statement)?;
             self.note_access(statement);
             self.note_unseen(statement);
-            effect = self.confirmed(session, &statement.effect, values)?;
-            effect = self.copied(session, statement)?.unwrap_or(effect);
+            effect = self.statement_effect(session, statement, values)?;
         }
         Ok(effect)
+    }
+
+    fn statement_effect(
+        &mut self,
+        session: &Session,
+        statement: &crate::sql::Statement,
+        values: &dyn Values,
+    ) -> Result<Confirmed, ErrorReply> {
+        let effect = self.confirmed(session, &statement.effect, values)?;
+        if let Some(temporary) = &statement.temporary {
+            return Ok(Confirmed::Temporary((**temporary).clone()));
+        }
+        Ok(self.copied(session, statement)?.unwrap_or(effect))
     }
 
     /// A write behind the end of a block is a transaction of its own.
@@ -298,6 +313,16 @@ pub(super) fn apply(
         }
         Confirmed::ResetAll => ledger.reset_all(),
         Confirmed::Ddl => return true,
+        Confirmed::Temporary(Temporary::Makes { name, ends_with_transaction }) => {
+            ledger.make_temporary(&name, ends_with_transaction);
+        }
+        Confirmed::Temporary(Temporary::Drops(names)) => {
+            names.iter().for_each(|name| ledger.drop_temporary(name));
+            // Where nothing is guarded it may have been any table.
+            return true;
+        }
+        Confirmed::Temporary(Temporary::DropsAll) => ledger.drop_all_temporary(),
+        Confirmed::Temporary(Temporary::Fills) => {}
         Confirmed::Deallocate(None) => statements.clear(),
         Confirmed::Deallocate(Some(name)) => statements.remove(name.as_bytes()),
         Confirmed::DiscardAll => {

@@ -71,6 +71,8 @@ impl Session {
             running.copy_left = 0;
         }
         let has_failed = attached.has_failed;
+        // An earlier piece of the batch may have ended it.
+        let may_end = run.may_end || attached.may_end;
         if running.ready.is_some() {
             attached.has_failed = false;
             (attached.may_end, attached.may_commit) = (false, false);
@@ -98,7 +100,7 @@ impl Session {
                     if !run.is_own_batch {
                         self.patch_status();
                     }
-                } else if has_failed && !run.may_end && matches!(self.block, Block::Server(_)) {
+                } else if has_failed && !may_end && matches!(self.block, Block::Server(_)) {
                     // BEGIN failed, behind the client's back: it believes in a block, and what
                     // comes next must not run, and commit, by itself.
                     self.block.lose();
@@ -241,6 +243,9 @@ impl Session {
         if !attached.pins.may_hold_rows() {
             attached.bound.hospital = None;
         }
+        if !attached.pins.has(Pin::TempTable) && !attached.pins.has(Pin::Unsure) {
+            self.ledger.forget_temporary();
+        }
         self.pinned = Some(attached);
     }
 
@@ -249,6 +254,7 @@ impl Session {
         if !self.client.pins().is_empty() {
             self.client.set_pins(Pins::default());
         }
+        self.ledger.forget_temporary();
         if pinned.pins.has(Pin::Load) {
             // A library stays loaded: the server is closed.
             self.client.on_detach();

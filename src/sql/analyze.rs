@@ -17,6 +17,7 @@ mod position;
 mod query;
 mod scope;
 mod session;
+mod temporary;
 mod utility;
 
 use std::collections::BTreeSet;
@@ -26,7 +27,7 @@ use pg_raw_parse::Node;
 use super::lexer::{Lexed, SlotKind};
 use super::{
     Access, Analysis, Catalog, Context, CopyIn, Effect, Error, Execute, KeySource, Problem,
-    ProblemKind, ShardedUse, Statement, catalog,
+    ProblemKind, ShardedUse, Statement, Temporary, catalog,
 };
 use facts::{Facts, NodeId};
 
@@ -149,6 +150,7 @@ struct Found {
     unknown_names: bool,
     executes: Option<Box<Execute>>,
     copy_in: Option<Box<CopyIn>>,
+    temporary: Option<Box<Temporary>>,
     relation_count: usize,
     /// Names in it are looked up.
     is_query: bool,
@@ -252,6 +254,7 @@ impl<'a> Walk<'a> {
             unknown_names: found.unknown_names,
             executes: found.executes,
             copy_in: found.copy_in,
+            temporary: found.temporary,
         })
     }
 

@@ -263,6 +263,7 @@ impl Statement {
             unknown_names: self.unknown_names || body.unknown_names,
             executes: None,
             copy_in: None,
+            temporary: None,
         }
     }
 

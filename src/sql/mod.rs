@@ -53,6 +53,26 @@ pub struct Statement {
     pub executes: Option<Box<Execute>>,
     /// It is a COPY FROM STDIN into a sharded relation: its rows are to be looked at.
     pub copy_in: Option<Box<CopyIn>>,
+    /// It makes, fills or drops temporary tables.
+    pub temporary: Option<Box<Temporary>>,
+}
+
+/// What a statement does to the session's temporary tables, whose names the catalog does not know.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Temporary {
+    /// CREATE TEMP TABLE, SELECT INTO TEMP.
+    Makes {
+        /// Its name, in pg_temp.
+        name: String,
+        /// ON COMMIT DROP.
+        ends_with_transaction: bool,
+    },
+    /// DROP TABLE.
+    Drops(Vec<String>),
+    /// DISCARD TEMP.
+    DropsAll,
+    /// COPY FROM STDIN into one, or into a table that is not known.
+    Fills,
 }
 
 /// COPY FROM STDIN into a sharded relation, whose keys stand in the data.
@@ -135,6 +155,8 @@ pub struct Problem {
 pub enum ProblemKind {
     /// PW004: a table without the key that the map does not declare. None on a map of one shard.
     Undeclared,
+    /// PW004: a table that the catalog has not heard of. None where it is the session's temporary one.
+    Unknown,
     /// 0A000: not classified, or not supported yet. Forwarded only on a map of one shard with
     /// guard `route`.
     Unsupported,
@@ -374,6 +396,7 @@ impl Analysis {
             unknown_names: false,
             executes: None,
             copy_in: None,
+            temporary: None,
         };
         Self { statements: vec![statement] }
     }

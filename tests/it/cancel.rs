@@ -108,7 +108,7 @@ fn cancels_race_with_the_end_of_queries_and_hit_nobody_else() {
             scope.spawn(|| {
                 let mut client = Cancellable::login(&ward, Login::default());
                 while !is_over.load(Ordering::Relaxed) {
-                    let is_hit = client.code("SELECT pg_sleep(0.002)") != "";
+                    let is_hit = !client.code("SELECT pg_sleep(0.002)").is_empty();
                     hit_by_others.fetch_add(u32::from(is_hit), Ordering::Relaxed);
                     answered.fetch_add(1, Ordering::Relaxed);
                 }

@@ -121,6 +121,7 @@ fn passes(
         hospital: None,
         transaction: None,
         pinned: None,
+        temporary: None,
         block: Block::None,
         guard: GuardMode::Strict,
     };

@@ -9,7 +9,8 @@ use std::fmt::Write as _;
 use std::sync::Arc;
 
 use pgward::sql::{
-    Access, Analyzer, Catalog, Context, Declared, KeySource, RelationFact, ShardFacts,
+    Access, Analyzer, Catalog, Context, Declared, KeySource, Problem, ProblemKind, RelationFact,
+    ShardFacts,
 };
 use tokio_postgres::{Client, NoTls};
 
@@ -40,6 +41,14 @@ const TABLES: &str = "
     INSERT INTO regions VALUES (1, 'x'), (2, 'y');
     INSERT INTO roles VALUES (1, 'x'), (2, 'y');
 ";
+
+/// Temporary tables of the session, with rows that name any hospital: the catalog knows nothing of them.
+const TEMPORARY: &str = "
+    CREATE TEMP TABLE scratch (hospital_id uuid, id int, name text);
+    INSERT INTO scratch VALUES
+        ('aaaaaaaa-aaaa-4aaa-8aaa-aaaaaaaaaaaa', 1, 'x'), ('bbbbbbbb-bbbb-4bbb-8bbb-bbbbbbbbbbbb', 1, 'x'),
+        ('cccccccc-cccc-4ccc-8ccc-cccccccccccc', 2, 'y'), (NULL, 3, 'z'), ('aaaaaaaa-aaaa-4aaa-8aaa-aaaaaaaaaaaa', 3, 'z');
+    CREATE TEMP TABLE t AS SELECT * FROM scratch";
 
 fn rows(hospital: &str, n: i32) -> String {
     format!(
@@ -72,6 +81,7 @@ pub(crate) async fn database(name: &str, hospitals: &[&str]) -> Client {
     let (client, connection) = tokio_postgres::connect(&config, NoTls).await.expect("a connection");
     tokio::spawn(connection);
     client.batch_execute("SET statement_timeout = '1s'").await.expect("a setting");
+    client.batch_execute(TEMPORARY).await.expect("temporary tables");
     client
 }
 
@@ -127,9 +137,12 @@ fn belongs_to_a(analyzer: &Analyzer, catalog: &Arc<Catalog>, text: &str) -> Opti
     };
     // EXPLAIN tells of all rows; the rest is no query.
     let is_query = matches!(statement.command, "SELECT" | "INSERT" | "UPDATE" | "DELETE");
+    let is_temporary = |problem: &Problem| {
+        problem.kind == ProblemKind::Unknown && matches!(&*problem.subject, "scratch" | "t")
+    };
     let is_keyed = is_query
         && !statement.sharded.is_empty()
-        && statement.problems.is_empty()
+        && statement.problems.iter().all(is_temporary)
         && statement.sharded.iter().all(|used| !used.keys.is_empty() && used.keys.iter().all(is_a));
     is_keyed.then_some(statement.access == Access::Read)
 }
@@ -491,7 +504,8 @@ impl Maker {
             ("users", Some("hospital_id"), "id"),
             ("hospitals", Some("id"), "region_id"),
             ("regions", None, "id"),
-        ][self.below(6)];
+            ("scratch", Some("hospital_id"), "id"),
+        ][self.below(7)];
         let hospital = key.map(|key| format!("{name}.{key}"));
         (format!("{table} {name}"), vec![Seen { hospital, number: format!("{name}.{number}") }])
     }

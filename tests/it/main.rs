@@ -39,6 +39,7 @@ mod routing;
 mod server_login;
 mod soak;
 mod storms;
+mod temporary;
 mod tidy;
 mod timeouts;
 mod tls;

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use pgward::route::{
     Block, Bound, CrossHospital, GuardMode, Hospitals, Refusal, Rights, Role, Route, SessionView,
-    TextValues, decide, refuse_text,
+    TemporaryTables, TextValues, decide, refuse_text,
 };
 use pgward::shard_map::{HospitalId, ShardMap};
 use pgward::sql::{Analyzer, Catalog, Context, Declared, schema_facts};
@@ -72,7 +72,8 @@ fn expand(text: &str) -> String {
     out + rest
 }
 
-/// A session line: `guard=route map=4 login=1,2 hospital=1 txn=1 held=replica block=rw cross=read`.
+/// A session line: `guard=route map=4 login=1,2 hospital=1 txn=1 held=replica block=rw cross=read`,
+/// or `pinned=1 temp=t,u`: on a server that it keeps, with these temporary tables.
 /// `map=reject` knows only hospitals 1 and 2.
 struct Setting {
     guard: GuardMode,
@@ -82,6 +83,8 @@ struct Setting {
     transaction: Option<HospitalId>,
     held: Role,
     block: Block,
+    pinned: Option<HospitalId>,
+    temporary: TemporaryTables,
 }
 
 impl Setting {
@@ -94,6 +97,8 @@ impl Setting {
             transaction: None,
             held: Role::Primary,
             block: Block::None,
+            pinned: None,
+            temporary: TemporaryTables::new(),
         };
         for word in line.split_whitespace() {
             let (name, value) = word.split_once('=').expect("name=value");
@@ -109,6 +114,11 @@ impl Setting {
                 ("cross", "write") => setting.rights.cross_hospital = CrossHospital::Write,
                 ("hospital", n) => setting.hospital = Some(hospital(n)),
                 ("txn", n) => setting.transaction = Some(hospital(n)),
+                ("pinned", n) => setting.pinned = Some(hospital(n)),
+                ("temp", list) => {
+                    let names = list.split(',').map(|name| (name.to_owned(), false));
+                    setting.temporary = names.collect();
+                }
                 ("held", "replica") => setting.held = Role::Replica,
                 ("block", "rw") => setting.block = Block::ReadWrite,
                 ("block", "ro") => setting.block = Block::ReadOnly,
@@ -137,7 +147,8 @@ impl Setting {
             rights: &self.rights,
             hospital: self.hospital,
             transaction: self.transaction.map(bound),
-            pinned: None,
+            pinned: self.pinned.map(bound),
+            temporary: Some(&self.temporary),
             block: self.block,
             guard: self.guard,
         }

@@ -16,7 +16,7 @@ use crate::session::block::Block;
 use crate::session::run::Confirmed;
 use crate::session::statements::{Kept, Statement};
 use crate::session::{Session, invalid_text, params};
-use crate::sql::{Access, Effect, Transaction};
+use crate::sql::{Access, Effect, Temporary, Transaction};
 use crate::wire::backend;
 use crate::wire::encoding::Encoding;
 use crate::wire::frontend::{Bind, Execute, Kind, Named, Parse, tag};
@@ -29,10 +29,11 @@ const TYPES_MAX: usize = 65_535;
 
 impl Session {
     pub(super) fn look_at_batch(&mut self, batch: &mut Batch) -> Result<(), Trouble> {
+        let may_undo = self.ledger.may_undo_names();
         batch.changes_names = self
             .attached
             .as_ref()
-            .is_some_and(|attached| attached.effects.iter().any(changes_names));
+            .is_some_and(|attached| attached.effects.iter().any(|of| changes_names(of, may_undo)));
         batch.changes_text = self
             .attached
             .as_ref()
@@ -239,7 +240,7 @@ impl Session {
         }
         if batch.changes_names && !self.is_unguarded() {
             return Err(refusals::unsupported(
-                "search_path or role set ahead of other statements in one batch",
+                "search_path, role or a temporary table changed ahead of other statements in one batch",
                 "Send Sync behind it.",
             )
             .into());
@@ -264,8 +265,7 @@ impl Session {
             }
             batch.needs_server = true;
             batch.uses(&statement, !bind.statement.is_empty(), told);
-            batch.changes_names |=
-                kept.analysis.statements.iter().any(|s| params::changes_names(&s.effect));
+            batch.changes_names |= kept.analysis.statements.iter().any(params::changes_names);
         }
         batch.portals.retain(|portal| *portal.name != *bind.portal);
         batch.portals.push(LookedPortal {
@@ -381,11 +381,14 @@ fn has_effect(kept: &Kept) -> bool {
     kept.analysis.statements.iter().any(|statement| !is_none(&statement.effect))
 }
 
-/// An effect under way after which names mean something else.
-pub(super) fn changes_names(effect: &Confirmed) -> bool {
+/// An effect under way after which names mean something else; `may_undo`: so they do behind the end of
+/// the transaction, or a way back in it.
+pub(super) fn changes_names(effect: &Confirmed, may_undo: bool) -> bool {
     match effect {
+        Confirmed::Control(control) => may_undo && params::ends_settings(control),
         Confirmed::Set(changes) => changes.iter().any(|change| params::is_of_names(&change.name)),
-        Confirmed::ResetAll => true,
+        Confirmed::Temporary(Temporary::Fills) => false,
+        Confirmed::ResetAll | Confirmed::Temporary(_) => true,
         _ => false,
     }
 }

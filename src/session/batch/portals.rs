@@ -90,12 +90,13 @@ impl Session {
         place: Place,
     ) -> Result<(), Trouble> {
         let kept = self.facts(batch, statement)?;
-        let effects = kept.analysis.statements.iter().map(|statement| &statement.effect);
+        let statements = &kept.analysis.statements;
         let may_undo = self.ledger.may_undo_names();
         batch.changes_names |= place != Place::Local
-            && effects
-                .clone()
-                .any(|of| params::changes_names(of) || (may_undo && params::takes_back(of)));
+            && statements.iter().any(|of| {
+                params::changes_names(of) || (may_undo && params::takes_back(&of.effect))
+            });
+        let effects = statements.iter().map(|statement| &statement.effect);
         let may_undo = self.ledger.may_undo_text();
         batch.changes_text |= effects.clone().any(|of| match of {
             Effect::ResetAll | Effect::Discard(_) => self.has_own_text(),

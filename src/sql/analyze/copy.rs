@@ -6,7 +6,7 @@ use pg_raw_parse::nodes;
 use super::expr::At;
 use super::from::display_name;
 use super::{Use, UseKeys, Walk};
-use crate::sql::{CopyCheck, CopyIn, Error, Relation, RelationKind};
+use crate::sql::{CopyCheck, CopyIn, Error, Relation, RelationKind, Temporary};
 use crate::wire::copy::Format;
 
 /// Longest NULL or DEFAULT marker: no uuid is as short, however it is escaped.
@@ -45,7 +45,10 @@ impl<'a> Walk<'a> {
 
     fn copy_from(&mut self, copy: &'a nodes::CopyStmt) {
         let Some(into) = copy.relation() else { return };
-        let Some(relation) = self.written(into) else { return };
+        let Some(relation) = self.written(into) else {
+            self.found.temporary = Some(Box::new(Temporary::Fills));
+            return;
+        };
         let RelationKind::Sharded { key } = &relation.kind else { return };
         let columns: Vec<Option<&str>> = copy.attlist().iter().map(Node::as_str).collect();
         let check = copy_check(copy, relation, key, &columns);

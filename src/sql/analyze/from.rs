@@ -175,7 +175,11 @@ impl<'a> Walk<'a> {
         let relation = self.catalog.resolve(table.schemaname(), name, &path);
         let Some(relation) = relation else {
             self.found.unknown_names = true;
-            self.problem(ProblemKind::Undeclared, name, "");
+            let kind = match self.is_unheard(table.schemaname(), name) {
+                true => ProblemKind::Unknown,
+                false => ProblemKind::Undeclared,
+            };
+            self.problem(kind, name, "");
             return None;
         };
         match &relation.kind {

@@ -10,9 +10,8 @@ use super::consts::Const;
 use super::expr::{At, Term};
 use super::facts::{Fact, NodeId, PlaceId};
 use super::scope::{Column, Columns, Item, Scope};
-use super::session::SHARD_SESSION;
 use super::{Level, QUERY_DEPTH, Walk};
-use crate::sql::{Effect, Error, KeySource, Pin};
+use crate::sql::{Error, KeySource};
 
 /// Names of WITH that a level sees, and those of the levels around it.
 #[derive(Clone, Copy)]
@@ -367,19 +366,6 @@ impl<'a> Walk<'a> {
         }
         let is_limited = |node| !matches!(node, Node::None);
         Ok(is_locking || is_limited(select.limit_count()) || is_limited(select.limit_offset()))
-    }
-
-    /// SELECT INTO makes a table.
-    fn into(&mut self, select: &nodes::SelectStmt) {
-        let Some(into) = select.into_clause() else { return };
-        let is_temporary =
-            into.rel().is_some_and(|table| i32::from(table.relpersistence) == i32::from(b't'));
-        self.writes("SELECT INTO");
-        self.found.effect = match is_temporary {
-            true => Effect::Pin(Pin::TempTable),
-            false => Effect::Ddl,
-        };
-        self.unsupported("SELECT INTO", SHARD_SESSION);
     }
 
     /// The columns of a subquery for the level outside, whose row is at `place`. `is_filter`: rows that the

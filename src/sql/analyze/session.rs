@@ -13,7 +13,7 @@ use super::{Walk, utility};
 use crate::sql::execute::{EXECUTE, PREPARE};
 use crate::sql::{
     Arg, Discard, Effect, Error, Execute, Isolation, Pin, Prepare, Setting, SettingValue,
-    Transaction, TransactionModes,
+    Temporary, Transaction, TransactionModes,
 };
 
 /// Hint for what changes the schema.
@@ -88,6 +88,9 @@ impl<'a> Walk<'a> {
                 "DEALLOCATE"
             }
             Node::DiscardStmt(discard) => {
+                if discard.target == DiscardMode::DISCARD_TEMP {
+                    self.found.temporary = Some(Box::new(Temporary::DropsAll));
+                }
                 self.found.effect = Effect::Discard(match discard.target {
                     DiscardMode::DISCARD_PLANS => Discard::Plans,
                     DiscardMode::DISCARD_SEQUENCES => Discard::Sequences,
@@ -108,13 +111,8 @@ impl<'a> Walk<'a> {
                 self.execute(execute, at)?;
                 "EXECUTE"
             }
-            Node::CreateTableAsStmt(made) => {
-                if let Node::ExecuteStmt(execute) = made.query() {
-                    self.writes("CREATE TABLE AS");
-                    self.execute(execute, at)?;
-                }
-                self.utility(node)
-            }
+            Node::CreateStmt(made) => self.create_table(made, at)?,
+            Node::CreateTableAsStmt(made) => self.create_table_as(made, at)?,
             // They mean something only where their cursor is, which needs an open transaction.
             Node::FetchStmt(fetch) => {
                 if fetch.ismove {
@@ -142,7 +140,8 @@ impl<'a> Walk<'a> {
             }
             Node::LoadStmt(_) => {
                 self.found.effect = Effect::Pin(Pin::Load);
-                self.refuse("LOAD", "Set session_preload_libraries on the servers.")
+                self.is_per_shard("LOAD");
+                "LOAD"
             }
             Node::DoStmt(_) => {
                 self.found.effect = Effect::Opaque;
@@ -154,13 +153,19 @@ impl<'a> Walk<'a> {
             }
             Node::CopyStmt(copy) => self.copy(copy, at)?,
             Node::LockStmt(_) => self.refuse("LOCK TABLE", "Use SELECT ... FOR UPDATE."),
-            Node::TruncateStmt(_) => self.refuse("TRUNCATE TABLE", "Use DELETE with the key."),
-            other => self.utility(other),
+            other => match self.change_temporary(other, at)? {
+                Some(command) => command,
+                None => self.utility(other),
+            },
         })
     }
 
     /// EXECUTE: its arguments are read as any expressions; what it runs is not known here.
-    fn execute(&mut self, execute: &'a nodes::ExecuteStmt, at: At<'_, 'a>) -> Result<(), Error> {
+    pub(super) fn execute(
+        &mut self,
+        execute: &'a nodes::ExecuteStmt,
+        at: At<'_, 'a>,
+    ) -> Result<(), Error> {
         let mut args = Vec::new();
         for arg in execute.params().iter() {
             args.push(match self.expr(arg, at)? {
@@ -176,7 +181,10 @@ impl<'a> Walk<'a> {
     }
 
     /// A statement of the kinds that belong to migrations and upkeep.
-    fn utility(&mut self, node: Node<'a>) -> &'static str {
+    pub(super) fn utility(&mut self, node: Node<'a>) -> &'static str {
+        if let Node::TruncateStmt(_) = node {
+            return self.refuse("TRUNCATE TABLE", "Use DELETE with the key.");
+        }
         let (command, is_ddl) = utility::command(node);
         if is_ddl {
             self.found.effect = match utility::is_temporary(node) {

@@ -48,6 +48,7 @@ pub(super) fn command(node: Node<'_>) -> (&'static str, bool) {
         Node::RuleStmt(_) => ("CREATE RULE", true),
         Node::RefreshMatViewStmt(_) => ("REFRESH MATERIALIZED VIEW", false),
         Node::VacuumStmt(vacuum) => (if vacuum.is_vacuumcmd { "VACUUM" } else { "ANALYZE" }, false),
+        Node::TruncateStmt(_) => ("TRUNCATE TABLE", false),
         Node::ReindexStmt(_) => ("REINDEX", false),
         Node::ClusterStmt(_) => ("CLUSTER", false),
         Node::CheckPointStmt(_) => ("CHECKPOINT", false),
@@ -64,8 +65,11 @@ pub(super) fn is_temporary(node: Node<'_>) -> bool {
         Node::CreateSeqStmt(made) => made.sequence(),
         _ => None,
     };
-    relation.is_some_and(|relation| {
-        i32::from(relation.relpersistence) == i32::from(b't')
-            || relation.schemaname() == Some("pg_temp")
-    })
+    relation.is_some_and(is_in_pg_temp)
+}
+
+/// Whether a table that is made under this name is a temporary one.
+pub(super) fn is_in_pg_temp(relation: &nodes::RangeVar) -> bool {
+    i32::from(relation.relpersistence) == i32::from(b't')
+        || relation.schemaname() == Some("pg_temp")
 }
