@@ -1,5 +1,6 @@
 //! Every refusal's words, as one golden file. `UPDATE_GOLDEN=1` rewrites it.
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
 use pgward::auth::{Asked, Refused};
@@ -10,16 +11,83 @@ use pgward::shard_map::ShardId;
 
 use crate::route_golden::{check_file, reply_lines};
 
+/// Its name, when it comes, and an example.
+type Row = (&'static str, &'static str, Refusal);
+
+const SHARD: ShardId = ShardId(12);
+
+/// The constructors' files, in the order of [`rows`].
+const SOURCES: [&str; 8] = [
+    include_str!("../../src/route/refusals/hospital.rs"),
+    include_str!("../../src/route/refusals/statements.rs"),
+    include_str!("../../src/route/refusals/settings.rs"),
+    include_str!("../../src/route/refusals/login.rs"),
+    include_str!("../../src/route/refusals/servers.rs"),
+    include_str!("../../src/route/refusals/transactions.rs"),
+    include_str!("../../src/route/refusals/protocol.rs"),
+    include_str!("../../src/route/refusals/console.rs"),
+];
+
+#[test]
+fn every_refusal_has_its_words() {
+    let mut text = String::from(
+        "# Every error, warning and notice that pgward itself sends: its name, when it comes, its words.\n\
+         # Errors of the shards pass through unchanged.\n",
+    );
+    for (name, when, reply) in &rows() {
+        write!(text, "\n{name}\nwhen: {when}\n----\n{}\n", reply_lines(reply)).unwrap();
+    }
+    check_file("refusals.txt", &text);
+}
+
+#[test]
+fn every_refusal_has_a_row() {
+    let names: Vec<&str> = rows().iter().map(|row| row.0).collect();
+    let constructors: Vec<&str> = SOURCES
+        .iter()
+        .flat_map(|source| source.lines())
+        .filter_map(|line| line.strip_prefix("pub fn ")?.split_once('('))
+        .map(|(name, _)| name)
+        .collect();
+    assert_eq!(names, constructors, "the rows are of every constructor, in their order");
+}
+
+/// Codes of the README's table, each in backquotes or plain, several of them in a cell.
+#[test]
+fn the_readme_explains_codes_that_exist() {
+    let readme = include_str!("../../README.md");
+    let (_, table) = readme.split_once("| code | it says | do |").expect("the table");
+    let codes = table.lines().skip(2).map_while(|line| line.strip_prefix("| ")?.split_once(" |"));
+    let explained: Vec<&str> = codes.flat_map(|(cell, _)| cell.split(", ")).collect();
+    let sent: BTreeSet<&str> = rows().iter().map(|row| row.2.sqlstate).collect();
+    assert!(explained.len() > 15, "{explained:?}");
+    for code in explained {
+        assert!(sent.contains(code), "no refusal is {code}");
+    }
+}
+
 fn words(refused: Refused) -> String {
     let origin = Origin { peer: Some(([192, 0, 2, 7], 50_000).into()), tls: None };
     let asked = Asked { user: "app", database: "hospital", is_physical: false, origin: &origin };
     refused.message(&asked)
 }
 
-#[test]
-fn every_refusal_has_its_words() {
-    let shard = ShardId(12);
-    let table: Vec<(&str, &str, Refusal)> = vec![
+fn rows() -> Vec<Row> {
+    let subjects = [
+        of_hospital(),
+        of_statements(),
+        of_settings(),
+        of_login(),
+        of_servers(),
+        of_transactions(),
+        of_protocol(),
+        of_console(),
+    ];
+    subjects.into_iter().flatten().collect()
+}
+
+fn of_hospital() -> Vec<Row> {
+    vec![
         (
             "missing_hospital",
             "a sharded relation without its key, guard `strict`",
@@ -37,18 +105,25 @@ fn every_refusal_has_its_words() {
         ),
         (
             "per_shard_needs_hospital",
-            "sequences, advisory locks and the like, in a session without a hospital, over several shards",
+            "sequences, advisory locks and the like, in a session without a hospital, over \
+             several shards",
             per_shard_needs_hospital("function nextval"),
         ),
         (
             "snapshot_needs_hospital",
-            "the first statement of a REPEATABLE READ or SERIALIZABLE transaction names no hospital, nor does the session",
+            "the first statement of a REPEATABLE READ or SERIALIZABLE transaction names no \
+             hospital, nor does the session",
             snapshot_needs_hospital(),
         ),
         (
             "effect_needs_hospital",
             "something with an effect comes before a transaction has its hospital",
             effect_needs_hospital("function random"),
+        ),
+        (
+            "copy_needs_hospital",
+            "COPY FROM into a sharded table in a session without a hospital",
+            copy_needs_hospital("visits"),
         ),
         (
             "unknown_hospital",
@@ -72,12 +147,20 @@ fn every_refusal_has_its_words() {
         ),
         (
             "pinned_elsewhere",
-            "the session keeps a server (session mode, LISTEN, ...), and the statement is for a hospital on another shard, or for another than what it keeps there",
+            "the session keeps a server (session mode, LISTEN, ...), and the statement is for a \
+             hospital on another shard, or for another than what it keeps there",
             pinned_elsewhere(),
+        ),
+        ("foreign_row", "COPY FROM: a row of another hospital", foreign_row()),
+        (
+            "unreadable_row",
+            "COPY FROM: a row whose hospital can't be seen, or data that is wrong",
+            unreadable_row(),
         ),
         (
             "login_may_not_reach",
-            "statement, comment or setting name a hospital that the users file does not give this login",
+            "statement, comment or setting name a hospital that the users file does not give \
+             this login",
             login_may_not_reach(),
         ),
         (
@@ -87,7 +170,8 @@ fn every_refusal_has_its_words() {
         ),
         (
             "not_a_uuid",
-            "a key, a comment's hospital_id or pgward.hospital_id is no uuid as Postgres reads it",
+            "a key, a comment's hospital_id or pgward.hospital_id is no uuid as Postgres reads \
+             it",
             not_a_uuid("parameter $1"),
         ),
         ("no_parameter", "a key is a parameter that the request does not bind", no_parameter(2)),
@@ -96,6 +180,11 @@ fn every_refusal_has_its_words() {
             "a key's parameter has a format other than text and binary",
             bad_format_code(7),
         ),
+    ]
+}
+
+fn of_statements() -> Vec<Row> {
+    vec![
         (
             "undeclared_table",
             "a table without the key that the map does not declare, over several shards",
@@ -108,7 +197,8 @@ fn every_refusal_has_its_words() {
         ),
         (
             "reads_unkeyed",
-            "a catalog or function that reads data with no key: pg_stats, table_to_xml, a user function, ...",
+            "a catalog or function that reads data with no key: pg_stats, table_to_xml, a user \
+             function, ...",
             reads_unkeyed("pg_stats", ""),
         ),
         (
@@ -130,28 +220,57 @@ fn every_refusal_has_its_words() {
             syntax("syntax error at or near \"SELEC\"", Some(1)),
         ),
         ("too_complex", "the text nests deeper than the limit", too_complex()),
+        ("invalid_text", "text that is not valid in client_encoding", invalid_text("UTF8")),
+        (
+            "stale_statement",
+            "Bind of a statement prepared before DDL that changed what it answers",
+            stale_statement(),
+        ),
+        ("duplicate_statement", "Parse with a name that is taken", duplicate_statement("s1")),
+        (
+            "no_statement",
+            "Bind, Describe or DEALLOCATE of a statement that does not exist",
+            no_statement("s1"),
+        ),
+        ("no_portal", "Execute or Describe of a portal that does not exist", no_portal("p1")),
+        ("too_many_statements", "max_client_statements is reached", too_many_statements()),
+        ("too_large_statements", "client_statement_bytes_max is reached", too_large_statements()),
+    ]
+}
+
+fn of_settings() -> Vec<Row> {
+    vec![
         (
             "unsupported_encoding",
             "a client_encoding that is not analysed",
             unsupported_encoding("SJIS"),
         ),
-        ("invalid_text", "text that is not valid in client_encoding", invalid_text("UTF8")),
         ("nonstandard_strings", "standard_conforming_strings = off", nonstandard_strings()),
         (
-            "unsafe_search_path",
-            "search_path names pg_catalog after another schema, and the database has an = on uuid of its own",
-            unsafe_search_path(),
+            "bad_setting",
+            "a setting's value can't be used, at login or in SET",
+            bad_setting("pgward.shard"),
         ),
         (
-            "differing_type",
-            "a user type whose OID differs between shards, in a session without a hospital",
-            differing_type("public.visit_status"),
+            "unknown_setting",
+            "a setting of pgward's that does not exist",
+            unknown_setting("pgward.tenant_id"),
         ),
         (
-            "other_shard_in_session",
-            "pool mode session: a statement for another shard",
-            other_shard_in_session(),
+            "setting_at_start_only",
+            "SET of what only the start of a session may say",
+            setting_at_start_only("pgward.shard"),
         ),
+        (
+            "computed_setting",
+            "set_config of a setting that pgward must know, to a computed value",
+            computed_setting("pgward.hospital_id"),
+        ),
+    ]
+}
+
+fn of_login() -> Vec<Row> {
+    vec![
         (
             "unknown_database",
             "login to a database that the map does not shard",
@@ -180,10 +299,10 @@ fn every_refusal_has_its_words() {
             "options=-c pgward.shard=N with an N that the map does not have",
             unknown_shard(),
         ),
-        ("login_timeout", "login took longer than client_login_timeout", login_timeout()),
         (
             "no_replication",
-            "replication=true or database by a login without `shard_access`, but on one unguarded shard",
+            "replication=true or database by a login without `shard_access`, but on one \
+             unguarded shard",
             no_replication(),
         ),
         (
@@ -202,44 +321,34 @@ fn every_refusal_has_its_words() {
             "max_client_conn is reached, or no process id is free",
             too_many_clients(),
         ),
-        ("too_many_logins", "max_logins or max_logins_per_address is reached", too_many_logins()),
-        ("cancels_only", "a login at peer_address", cancels_only()),
         (
             "too_many_clients_of",
             "max_db_client_connections or max_user_client_connections is reached",
             too_many_clients_of("max_user_client_connections"),
         ),
+        ("too_many_logins", "max_logins or max_logins_per_address is reached", too_many_logins()),
+        ("cancels_only", "a login at peer_address", cancels_only()),
         (
-            "bad_setting",
-            "a setting's value can't be used, at login or in SET",
-            bad_setting("pgward.shard"),
+            "login_timeout_no_server",
+            "client_login_timeout went by while no server answered",
+            login_timeout_no_server(),
         ),
-        (
-            "unknown_setting",
-            "a setting of pgward's that does not exist",
-            unknown_setting("pgward.tenant_id"),
-        ),
-        (
-            "setting_at_start_only",
-            "SET of what only the start of a session may say",
-            setting_at_start_only("pgward.shard"),
-        ),
-        (
-            "computed_setting",
-            "set_config of a setting that pgward must know, to a computed value",
-            computed_setting("pgward.hospital_id"),
-        ),
-        ("no_primary", "no host of the shard accepts writes", no_primary(shard)),
+    ]
+}
+
+fn of_servers() -> Vec<Row> {
+    vec![
+        ("no_primary", "no host of the shard accepts writes", no_primary(SHARD)),
         (
             "no_server",
             "no connection to the shard could be made, or login there failed",
-            no_server(shard),
+            no_server(SHARD),
         ),
         ("not_ready", "no shard has answered since pgward started", not_ready()),
         (
             "too_many_waiting",
             "max_waiting requests wait for the same pool",
-            too_many_waiting(shard),
+            too_many_waiting(SHARD),
         ),
         (
             "query_wait_timeout",
@@ -250,6 +359,11 @@ fn every_refusal_has_its_words() {
             "queued",
             "a client has waited for a server for query_wait_notify, and waits on",
             queued(),
+        ),
+        (
+            "cancelled",
+            "the client cancelled a statement that waited for a server; the connection stays",
+            cancelled(),
         ),
         (
             "query_timeout",
@@ -271,39 +385,34 @@ fn every_refusal_has_its_words() {
             "a client was idle outside a transaction for longer than client_idle_timeout",
             client_idle_timeout(),
         ),
-        ("no_blocks", "BEGIN where pool_mode is statement", no_blocks()),
-        (
-            "login_timeout_no_server",
-            "client_login_timeout went by while no server answered",
-            login_timeout_no_server(),
-        ),
-        (
-            "cancelled",
-            "the client cancelled a statement that waited for a server; the connection stays",
-            cancelled(),
-        ),
-        ("drained", "pgward shuts down, or the console killed the client", drained()),
         (
             "server_lost_in_transaction",
             "the server was lost in a transaction before COMMIT",
-            server_lost_in_transaction(shard),
+            server_lost_in_transaction(SHARD),
         ),
         ("lost_savepoint", "ROLLBACK TO in a transaction whose server was lost", lost_savepoint()),
         (
             "server_lost_reading",
             "the server was lost while it answered a read outside a transaction",
-            server_lost_reading(shard),
+            server_lost_reading(SHARD),
         ),
         (
             "outcome_unknown",
-            "the server was lost while it ran COMMIT, or a statement outside a transaction that may write",
-            outcome_unknown(shard),
+            "the server was lost while it ran COMMIT, or a statement outside a transaction that \
+             may write",
+            outcome_unknown(SHARD),
         ),
         (
             "pinned_server_lost",
             "the server that held the session's state was lost",
-            pinned_server_lost(shard),
+            pinned_server_lost(SHARD),
         ),
+    ]
+}
+
+fn of_transactions() -> Vec<Row> {
+    vec![
+        ("no_blocks", "BEGIN where pool_mode is statement", no_blocks()),
         (
             "in_failed_transaction",
             "a statement in a failed transaction that has no server",
@@ -331,64 +440,32 @@ fn every_refusal_has_its_words() {
             no_savepoint("s1"),
         ),
         (
-            "copy_needs_hospital",
-            "COPY FROM into a sharded table in a session without a hospital",
-            copy_needs_hospital("visits"),
-        ),
-        ("foreign_row", "COPY FROM: a row of another hospital", foreign_row()),
-        (
-            "unreadable_row",
-            "COPY FROM: a row whose hospital can't be seen, or data that is wrong",
-            unreadable_row(),
-        ),
-        (
-            "stale_statement",
-            "Bind of a statement prepared before DDL that changed what it answers",
-            stale_statement(),
-        ),
-        (
             "discard_in_transaction",
             "DISCARD ALL in a block, or beside other statements in one query string",
             discard_in_transaction(),
         ),
-        ("duplicate_statement", "Parse with a name that is taken", duplicate_statement("s1")),
-        (
-            "no_statement",
-            "Bind, Describe or DEALLOCATE of a statement that does not exist",
-            no_statement("s1"),
-        ),
-        ("no_portal", "Execute or Describe of a portal that does not exist", no_portal("p1")),
-        ("too_many_statements", "max_client_statements is reached", too_many_statements()),
-        ("too_large_statements", "client_statement_bytes_max is reached", too_large_statements()),
-        ("batch_too_large", "more than batch_bytes_max before the first Bind", batch_too_large()),
+    ]
+}
+
+fn of_protocol() -> Vec<Row> {
+    vec![
+        ("drained", "pgward shuts down, or the console killed the client", drained()),
         (
             "protocol_violation",
             "the client broke the protocol; the connection is closed",
             protocol_violation("message 'Q' is malformed: string has no NUL"),
         ),
         ("internal", "a bug of pgward", internal()),
+    ]
+}
+
+fn of_console() -> Vec<Row> {
+    vec![
         ("console_denied", "a console command beyond the user's rights", console_denied()),
         (
             "unknown_console_command",
             "a console command that does not exist",
             unknown_console_command(),
         ),
-    ];
-    let mut text = String::from(
-        "# Every error and warning that pgward itself sends: its name, when it comes, and its words.\n\
-         # Errors of the shards pass through unchanged.\n",
-    );
-    for (name, when, reply) in &table {
-        write!(text, "\n{name}\nwhen: {when}\n----\n{}\n", reply_lines(reply)).unwrap();
-    }
-    check_file("refusals.txt", &text);
-
-    let names: Vec<&str> = table.iter().map(|row| row.0).collect();
-    let source = include_str!("../../src/route/refusals.rs");
-    let constructors: Vec<&str> = source
-        .lines()
-        .filter_map(|line| line.strip_prefix("pub fn ")?.split_once('('))
-        .map(|(name, _)| name)
-        .collect();
-    assert_eq!(names, constructors, "the table lists every constructor, in their order");
+    ]
 }
