@@ -18,11 +18,10 @@ use crate::auth::users::ServerCredentials;
 use crate::config::{Consistency, ReplicaChoice};
 use crate::fleet::{Fleet, ShardState};
 use crate::net::tls::ServerTls;
-use crate::route::Role;
+use crate::route::{Role, refusals};
 use crate::server::login::{ConnectError, Target};
 use crate::shard_map::{Address, HospitalId, Shard, ShardId, ShardMap};
 use crate::wire::backend::ErrorReply;
-use crate::wire::sqlstate;
 pub use gate::{Gate, Load};
 pub use host::{Borrowed, HostPool, Limits};
 
@@ -113,31 +112,13 @@ impl Error {
     /// What the client is told.
     pub fn to_reply(&self) -> ErrorReply {
         match self {
-            Self::NoPrimary(shard) => ErrorReply::error(
-                sqlstate::CANNOT_CONNECT_NOW,
-                format!("shard {shard} has no primary"),
-            )
-            .with_hint("try again; other shards are served meanwhile"),
-            Self::WaitTimeout => ErrorReply::error(
-                sqlstate::QUERY_CANCELED,
-                "query_wait_timeout: no server connection became free in time",
-            )
-            .with_hint("try again, or raise default_pool_size or query_wait_timeout"),
-            Self::Full(_) => ErrorReply::error(
-                sqlstate::TOO_MANY_CONNECTIONS,
-                "too many requests wait for a server connection",
-            )
-            .with_hint("try again later, or raise max_waiting"),
-            Self::Connect(shard, error) => ErrorReply::error(
-                sqlstate::CANNOT_CONNECT_NOW,
-                format!("could not connect to shard {shard}"),
-            )
-            .with_detail(error.to_reply().detail.unwrap_or_default())
-            .with_hint("try again; other shards are served meanwhile"),
-            Self::NoShard(shard) => ErrorReply::error(
-                sqlstate::INVALID_PARAMETER_VALUE,
-                format!("shard {shard} is not in the shard map"),
-            ),
+            Self::NoPrimary(shard) => refusals::no_primary(*shard),
+            Self::WaitTimeout => refusals::query_wait_timeout(),
+            Self::Full(_) => refusals::too_many_waiting(),
+            Self::Connect(shard, error) => {
+                refusals::could_not_connect(*shard, &error.public_words())
+            }
+            Self::NoShard(shard) => refusals::shard_not_in_map(*shard),
         }
     }
 }

@@ -16,7 +16,7 @@ use crate::auth::{self, ServerCredentials, ServerSecret};
 use crate::net::tls::{Attempt, Connector};
 use crate::net::{Buffer, Stream, Way};
 use crate::shard_map::Address;
-use crate::wire::backend::{self, AuthRequest, ErrorFields, ErrorReply};
+use crate::wire::backend::{self, AuthRequest, ErrorFields};
 use crate::wire::{self, HEADER_BYTES, TxnStatus, frontend, sqlstate, startup};
 
 /// Largest message of a server before it is ready.
@@ -160,8 +160,8 @@ impl From<io::Error> for ConnectError {
 
 impl ConnectError {
     /// What a client is told: neither the host nor who pgward is there.
-    pub fn to_reply(&self) -> ErrorReply {
-        let why = match self {
+    pub fn public_words(&self) -> String {
+        match self {
             Self::Io(_) | Self::Closed | Self::NoPlace => "The connection failed.".to_owned(),
             Self::TimedOut => "The connection took too long.".to_owned(),
             Self::Refused { sqlstate, .. } => format!("It refused pgward's login ({sqlstate})."),
@@ -169,9 +169,7 @@ impl ConnectError {
                 "The login failed.".to_owned()
             }
             Self::Protocol(_) | Self::TooLong => "It does not speak the protocol.".to_owned(),
-        };
-        ErrorReply::error(sqlstate::CANNOT_CONNECT_NOW, "the server can't be reached now")
-            .with_detail(why)
+        }
     }
 }
 

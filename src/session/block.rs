@@ -9,7 +9,6 @@ use crate::route::{self, refusals};
 use crate::sql::{Isolation, Transaction, TransactionModes};
 use crate::wire::TxnStatus;
 use crate::wire::backend::ErrorReply;
-use crate::wire::sqlstate;
 
 /// Statements that may be queued before a server is needed.
 const QUEUE_MAX: usize = 1_000;
@@ -121,11 +120,7 @@ impl Block {
         let Self::Pending(pending) = self else { return Ok(()) };
         if pending.queue.len() >= QUEUE_MAX {
             self.fail();
-            return Err(ErrorReply::error(
-                "54000",
-                format!("more than {QUEUE_MAX} statements before the first one with a hospital"),
-            )
-            .with_hint("name the hospital earlier in the transaction"));
+            return Err(refusals::too_many_before_hospital(QUEUE_MAX));
         }
         pending.queue.push(text.into());
         Ok(())
@@ -143,13 +138,7 @@ impl Block {
                     *self = Self::Pending(Pending { begin, modes: *modes, ..Pending::default() });
                     Answer::Tag(if is_start(text) { "START TRANSACTION" } else { "BEGIN" })
                 }
-                _ => Answer::Warned(
-                    warning(
-                        sqlstate::ACTIVE_SQL_TRANSACTION,
-                        "there is already a transaction in progress",
-                    ),
-                    "BEGIN",
-                ),
+                _ => Answer::Warned(refusals::already_in_transaction(), "BEGIN"),
             },
             Transaction::Commit { chain } => self.end("COMMIT", *chain),
             Transaction::Rollback { chain } => self.end("ROLLBACK", *chain),
@@ -162,7 +151,10 @@ impl Block {
                     Ok(()) => Answer::Tag("SET CONSTRAINTS"),
                     Err(refusal) => Answer::Refused(refusal),
                 },
-                _ => Answer::Warned(only_in_block("SET CONSTRAINTS"), "SET CONSTRAINTS"),
+                _ => Answer::Warned(
+                    refusals::no_transaction_for("SET CONSTRAINTS"),
+                    "SET CONSTRAINTS",
+                ),
             },
         }
     }
@@ -174,21 +166,17 @@ impl Block {
                 self.end("ROLLBACK", *chain)
             }
             Transaction::RollbackTo(name) => self.rollback_to(name),
-            _ => Answer::Refused(is_failed()),
+            _ => Answer::Refused(refusals::in_failed_transaction()),
         }
     }
 
     fn end(&mut self, tag: &'static str, chain: bool) -> Answer {
         let ended = std::mem::take(self);
         match ended {
-            Self::None if chain => Answer::Refused(ErrorReply::error(
-                sqlstate::NO_ACTIVE_SQL_TRANSACTION,
-                format!("{tag} AND CHAIN can only be used in transaction blocks"),
-            )),
-            Self::None => Answer::Warned(
-                warning(sqlstate::NO_ACTIVE_SQL_TRANSACTION, "there is no transaction in progress"),
-                tag,
-            ),
+            Self::None if chain => {
+                Answer::Refused(refusals::transaction_required(&format!("{tag} AND CHAIN")))
+            }
+            Self::None => Answer::Warned(refusals::no_transaction(), tag),
             Self::Pending(pending) | Self::Failed(Some(pending)) if chain => {
                 *self = Self::Pending(Pending {
                     begin: pending.begin,
@@ -203,7 +191,7 @@ impl Block {
 
     fn savepoint(&mut self, name: &str, text: &[u8]) -> Answer {
         let Self::Pending(pending) = self else {
-            return Answer::Refused(needs_block("SAVEPOINT"));
+            return Answer::Refused(refusals::transaction_required("SAVEPOINT"));
         };
         let at = pending.queue.len() + 1;
         pending.savepoints.push((name.to_owned(), at));
@@ -215,7 +203,7 @@ impl Block {
 
     fn release(&mut self, name: &str, text: &[u8]) -> Answer {
         let Self::Pending(pending) = self else {
-            return Answer::Refused(needs_block("RELEASE SAVEPOINT"));
+            return Answer::Refused(refusals::transaction_required("RELEASE SAVEPOINT"));
         };
         match pending.savepoints.iter().rposition(|(n, _)| n == name) {
             Some(at) => {
@@ -227,7 +215,7 @@ impl Block {
             }
             None => {
                 self.fail();
-                Answer::Refused(no_savepoint(name))
+                Answer::Refused(refusals::no_savepoint(name))
             }
         }
     }
@@ -237,7 +225,7 @@ impl Block {
             Self::Pending(pending) | Self::Failed(Some(pending)) => pending,
             // The savepoint went with the server: only the whole transaction can be run again.
             Self::Failed(None) => return Answer::Refused(refusals::lost_savepoint()),
-            _ => return Answer::Refused(needs_block("ROLLBACK TO SAVEPOINT")),
+            _ => return Answer::Refused(refusals::transaction_required("ROLLBACK TO SAVEPOINT")),
         };
         match pending.savepoints.iter().rposition(|(n, _)| n == name) {
             Some(at) => {
@@ -249,14 +237,14 @@ impl Block {
             }
             None => {
                 self.fail();
-                Answer::Refused(no_savepoint(name))
+                Answer::Refused(refusals::no_savepoint(name))
             }
         }
     }
 
     fn set_transaction(&mut self, modes: TransactionModes, text: &[u8]) -> Answer {
         let Self::Pending(pending) = self else {
-            return Answer::Warned(only_in_block("SET TRANSACTION"), "SET");
+            return Answer::Warned(refusals::no_transaction_for("SET TRANSACTION"), "SET");
         };
         let old = pending.modes;
         pending.modes = TransactionModes {
@@ -273,36 +261,6 @@ impl Block {
 
 fn is_start(text: &[u8]) -> bool {
     text.trim_ascii_start().get(..5).is_some_and(|word| word.eq_ignore_ascii_case(b"start"))
-}
-
-fn warning(sqlstate: &'static str, message: &str) -> ErrorReply {
-    ErrorReply { severity: "WARNING", ..ErrorReply::error(sqlstate, message) }
-}
-
-fn only_in_block(what: &str) -> ErrorReply {
-    warning(
-        sqlstate::NO_ACTIVE_SQL_TRANSACTION,
-        &format!("{what} can only be used in transaction blocks"),
-    )
-}
-
-fn needs_block(what: &str) -> ErrorReply {
-    ErrorReply::error(
-        sqlstate::NO_ACTIVE_SQL_TRANSACTION,
-        format!("{what} can only be used in transaction blocks"),
-    )
-}
-
-fn no_savepoint(name: &str) -> ErrorReply {
-    ErrorReply::error(sqlstate::INVALID_SAVEPOINT, format!("savepoint \"{name}\" does not exist"))
-}
-
-/// Postgres's words for any statement in a failed block.
-pub fn is_failed() -> ErrorReply {
-    ErrorReply::error(
-        sqlstate::IN_FAILED_SQL_TRANSACTION,
-        "current transaction is aborted, commands ignored until end of transaction block",
-    )
 }
 
 #[cfg(test)]

@@ -178,12 +178,11 @@ async fn connect(
             }
             // "no pg_hba.conf entry for replication connection ...", most likely: it names whom it is
             // about, and pgward's clients are not told who pgward is there.
-            pool::Error::Connect(_, ConnectError::Refused { ref sqlstate, .. })
-                if sqlstate == sqlstate::INVALID_AUTHORIZATION =>
-            {
-                let hint =
-                    "The server's pg_hba.conf needs a line for replication by the server user.";
-                error.to_reply().with_hint(hint).into()
+            pool::Error::Connect(
+                shard,
+                ref refused @ ConnectError::Refused { ref sqlstate, .. },
+            ) if sqlstate == sqlstate::INVALID_AUTHORIZATION => {
+                refusals::no_replication_there(shard, &refused.public_words()).into()
             }
             error => error.to_reply().into(),
         },

@@ -49,7 +49,7 @@ use crate::shard_map::source::MapStore;
 use crate::sql::{Analyzer, Isolation, TransactionModes};
 use crate::wire::backend::ErrorReply;
 use crate::wire::encoding::Encoding;
-use crate::wire::{self, frontend, sqlstate};
+use crate::wire::{self, frontend};
 use block::Block;
 use directory::{Client, Directory};
 use params::Ledger;
@@ -497,15 +497,13 @@ fn whole_frame(input: &[u8], limit: usize) -> Result<Option<(u8, usize)>, End> {
 
 /// The client broke the protocol.
 pub(crate) fn violation(error: &wire::Error) -> ErrorReply {
-    ErrorReply::fatal(sqlstate::PROTOCOL_VIOLATION, format!("protocol violation: {error}"))
-        .with_hint("check the client's driver; the connection is closed")
+    refusals::session_violation(error)
 }
 
 /// A text that is none in the client's encoding, or that only a server can read.
 fn invalid_text(encoding: Encoding) -> ErrorReply {
-    let message = match encoding {
-        Encoding::Utf8 => "statement text is not valid UTF-8",
-        _ => "statement text is not readable in client_encoding",
-    };
-    ErrorReply::error("22021", message).with_hint("use client_encoding UTF8")
+    match encoding {
+        Encoding::Utf8 => refusals::not_utf8(),
+        _ => refusals::unreadable_text(),
+    }
 }

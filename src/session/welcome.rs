@@ -28,9 +28,9 @@ use crate::pool::{UserPools, Want};
 use crate::route::{Hospitals, Role, Route, refusals};
 use crate::server::{self, ServerError, SettingsMap};
 use crate::shard_map::HospitalId;
+use crate::wire::TxnStatus;
 use crate::wire::backend::{self, ErrorReply};
 use crate::wire::encoding::Encoding;
-use crate::wire::{TxnStatus, sqlstate};
 
 /// Distinct startup settings that are remembered.
 const CHECKED_MAX: usize = 4_096;
@@ -375,11 +375,7 @@ pub(super) fn application_name(value: &str) -> String {
 
 /// What Postgres says to a login whose application name it cuts.
 fn truncation(value: &str) -> Option<ErrorReply> {
-    (value.len() > NAME_BYTES_MAX).then(|| {
-        let cut = application_name(value);
-        let message = format!("identifier \"{value}\" will be truncated to \"{cut}\"");
-        ErrorReply { severity: "NOTICE", ..ErrorReply::error(sqlstate::NAME_TOO_LONG, message) }
-    })
+    (value.len() > NAME_BYTES_MAX).then(|| refusals::name_cut(value, &application_name(value)))
 }
 
 /// AuthenticationOk to ReadyForQuery; `key` is the process id and its cancel key.

@@ -12,6 +12,8 @@ pub const UNDECLARED_TABLE: &str = "PW004";
 pub const INSUFFICIENT_PRIVILEGE: &str = "42501";
 /// Text that is not a uuid.
 pub const INVALID_TEXT_REPRESENTATION: &str = "22P02";
+/// A row of a COPY that can't be read.
+pub const BAD_COPY_FILE_FORMAT: &str = "22P04";
 /// A parameter value that can't be used.
 pub const INVALID_PARAMETER_VALUE: &str = "22023";
 /// Not supported (yet) by pgward.

@@ -8,6 +8,7 @@ use pgward::net::Origin;
 use pgward::route::Refusal;
 use pgward::route::refusals::*;
 use pgward::shard_map::ShardId;
+use pgward::wire;
 
 use crate::route_golden::{check_file, reply_lines};
 
@@ -220,7 +221,12 @@ fn of_statements() -> Vec<Row> {
             syntax("syntax error at or near \"SELEC\"", Some(1)),
         ),
         ("too_complex", "the text nests deeper than the limit", too_complex()),
-        ("invalid_text", "text that is not valid in client_encoding", invalid_text("UTF8")),
+        ("not_utf8", "text that is not valid in client_encoding UTF8", not_utf8()),
+        (
+            "unreadable_text",
+            "text that is not valid in another client_encoding, or that only a server can read",
+            unreadable_text(),
+        ),
         (
             "stale_statement",
             "Bind of a statement prepared before DDL that changed what it answers",
@@ -260,6 +266,11 @@ fn of_settings() -> Vec<Row> {
             "setting_at_start_only",
             "SET of what only the start of a session may say",
             setting_at_start_only("pgward.shard"),
+        ),
+        (
+            "name_cut",
+            "login with an application_name of more than 63 bytes",
+            name_cut("a long name", "a long"),
         ),
         (
             "computed_setting",
@@ -340,16 +351,23 @@ fn of_servers() -> Vec<Row> {
     vec![
         ("no_primary", "no host of the shard accepts writes", no_primary(SHARD)),
         (
-            "no_server",
+            "could_not_connect",
             "no connection to the shard could be made, or login there failed",
+            could_not_connect(SHARD, "The connection failed."),
+        ),
+        (
+            "no_replication_there",
+            "replication=true or database, and the server's pg_hba.conf has no line for it",
+            no_replication_there(SHARD, "It refused pgward's login (28000)."),
+        ),
+        ("shard_not_in_map", "the shard is no longer in the map", shard_not_in_map(SHARD)),
+        (
+            "no_server",
+            "the shard's own catalog is not known now, or its server failed before a statement went out",
             no_server(SHARD),
         ),
         ("not_ready", "no shard has answered since pgward started", not_ready()),
-        (
-            "too_many_waiting",
-            "max_waiting requests wait for the same pool",
-            too_many_waiting(SHARD),
-        ),
+        ("too_many_waiting", "max_waiting requests wait for the same pool", too_many_waiting()),
         (
             "query_wait_timeout",
             "no server became free within query_wait_timeout; the connection stays",
@@ -431,13 +449,18 @@ fn of_transactions() -> Vec<Row> {
         ),
         (
             "transaction_required",
-            "SAVEPOINT, RELEASE or ROLLBACK TO outside a transaction",
+            "SAVEPOINT, RELEASE, ROLLBACK TO or AND CHAIN outside a transaction",
             transaction_required("SAVEPOINT"),
         ),
         (
             "no_savepoint",
             "a savepoint that does not exist, in a transaction that has no server yet",
             no_savepoint("s1"),
+        ),
+        (
+            "too_many_before_hospital",
+            "too many of SET LOCAL, SAVEPOINT and the like before a transaction has its hospital",
+            too_many_before_hospital(1_000),
         ),
         (
             "discard_in_transaction",
@@ -451,8 +474,13 @@ fn of_protocol() -> Vec<Row> {
     vec![
         ("drained", "pgward shuts down, or the console killed the client", drained()),
         (
-            "protocol_violation",
+            "session_violation",
             "the client broke the protocol; the connection is closed",
+            session_violation(&wire::Error::UnknownTag { tag: b'*' }),
+        ),
+        (
+            "protocol_violation",
+            "the client broke the protocol at its login or in a console; the connection is closed",
             protocol_violation("message 'Q' is malformed: string has no NUL"),
         ),
         ("internal", "a bug of pgward", internal()),

@@ -117,7 +117,7 @@ pub fn foreign_row() -> Refusal {
 
 /// A row of a COPY can't be read well enough to see its hospital.
 pub fn unreadable_row() -> Refusal {
-    Refusal::error("22P04", "a row of this COPY does not show its hospital")
+    Refusal::error(sqlstate::BAD_COPY_FILE_FORMAT, "a row of this COPY does not show its hospital")
         .with_detail("No row of it was kept.")
         .with_hint("Give each row all columns, its hospital as a plain uuid.")
 }

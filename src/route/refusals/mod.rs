@@ -27,3 +27,13 @@ pub use servers::*;
 pub use settings::*;
 pub use statements::*;
 pub use transactions::*;
+
+use super::Refusal;
+
+fn warning(code: &'static str, message: impl Into<String>) -> Refusal {
+    Refusal { severity: "WARNING", ..Refusal::error(code, message) }
+}
+
+fn notice(code: &'static str, message: impl Into<String>) -> Refusal {
+    Refusal { severity: "NOTICE", ..Refusal::error(code, message) }
+}

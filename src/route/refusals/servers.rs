@@ -1,16 +1,38 @@
 //! Servers that are not there, or were lost, and what lasts too long.
 
+use super::notice;
 use crate::route::Refusal;
 use crate::shard_map::ShardId;
 use crate::wire::sqlstate;
 
 /// No host of the shard accepts writes.
 pub fn no_primary(shard: ShardId) -> Refusal {
-    Refusal::error(sqlstate::CANNOT_CONNECT_NOW, format!("shard {shard} has no primary now"))
-        .with_hint("Try again later; other shards are not affected.")
+    Refusal::error(sqlstate::CANNOT_CONNECT_NOW, format!("shard {shard} has no primary"))
+        .with_hint("try again; other shards are served meanwhile")
 }
 
-/// No connection to the shard could be made.
+/// Connecting to a host of the shard, or login there, failed; `why` names neither.
+pub fn could_not_connect(shard: ShardId, why: &str) -> Refusal {
+    Refusal::error(sqlstate::CANNOT_CONNECT_NOW, format!("could not connect to shard {shard}"))
+        .with_detail(why)
+        .with_hint("try again; other shards are served meanwhile")
+}
+
+/// As [`could_not_connect`], of a replication connection that the server lets nobody have.
+pub fn no_replication_there(shard: ShardId, why: &str) -> Refusal {
+    could_not_connect(shard, why)
+        .with_hint("The server's pg_hba.conf needs a line for replication by the server user.")
+}
+
+/// The shard is no longer in the map.
+pub fn shard_not_in_map(shard: ShardId) -> Refusal {
+    Refusal::error(
+        sqlstate::INVALID_PARAMETER_VALUE,
+        format!("shard {shard} is not in the shard map"),
+    )
+}
+
+/// What the shard has is not known now, or its server failed before a statement went out.
 pub fn no_server(shard: ShardId) -> Refusal {
     Refusal::error(sqlstate::CANNOT_CONNECT_NOW, format!("shard {shard} can't be reached now"))
         .with_hint("Try again later; other shards are not affected.")
@@ -23,30 +45,26 @@ pub fn not_ready() -> Refusal {
 }
 
 /// Over `max_waiting`.
-pub fn too_many_waiting(shard: ShardId) -> Refusal {
-    Refusal::error(
-        sqlstate::TOO_MANY_CONNECTIONS,
-        format!("too many requests wait for shard {shard} already"),
-    )
-    .with_hint("Try again later.")
+pub fn too_many_waiting() -> Refusal {
+    Refusal::error(sqlstate::TOO_MANY_CONNECTIONS, "too many requests wait for a server connection")
+        .with_hint("try again later, or raise max_waiting")
 }
 
 /// Over `query_wait_timeout`; the connection stays.
 pub fn query_wait_timeout() -> Refusal {
-    Refusal::error(sqlstate::QUERY_CANCELED, "query_wait_timeout: no server became free in time")
-        .with_detail("The statement was not run.")
-        .with_hint("Try again later.")
+    Refusal::error(
+        sqlstate::QUERY_CANCELED,
+        "query_wait_timeout: no server connection became free in time",
+    )
+    .with_hint("try again, or raise default_pool_size or query_wait_timeout")
 }
 
 /// `query_wait_notify`: the client waits for a server.
 pub fn queued() -> Refusal {
-    Refusal {
-        severity: "NOTICE",
-        ..Refusal::error(
-            sqlstate::SUCCESSFUL_COMPLETION,
-            "no server connection is free, the client is being queued",
-        )
-    }
+    notice(
+        sqlstate::SUCCESSFUL_COMPLETION,
+        "no server connection is free, the client is being queued",
+    )
 }
 
 /// The client's CancelRequest met a statement that waited.

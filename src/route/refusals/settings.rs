@@ -1,5 +1,6 @@
 //! Settings that pgward must know, or can't let pass.
 
+use super::notice;
 use crate::route::Refusal;
 use crate::wire::sqlstate;
 
@@ -43,6 +44,11 @@ pub fn setting_at_start_only(name: &str) -> Refusal {
         sqlstate::CANT_CHANGE_RUNTIME_PARAM,
         format!("parameter \"{name}\" cannot be set after connection start"),
     )
+}
+
+/// An application_name that is cut, as Postgres cuts and says it.
+pub fn name_cut(name: &str, cut: &str) -> Refusal {
+    notice(sqlstate::NAME_TOO_LONG, format!("identifier \"{name}\" will be truncated to \"{cut}\""))
 }
 
 /// set_config whose value pgward must know, but which is computed.

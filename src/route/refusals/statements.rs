@@ -69,17 +69,24 @@ pub fn too_complex() -> Refusal {
         .with_hint("It nests deeper than pgward analyses.")
 }
 
-/// Text that is not valid in its encoding.
-pub fn invalid_text(encoding: &str) -> Refusal {
+/// A text that is not valid in UTF8, the client's encoding.
+pub fn not_utf8() -> Refusal {
+    Refusal::error(sqlstate::CHARACTER_NOT_IN_REPERTOIRE, "statement text is not valid UTF-8")
+        .with_hint("use client_encoding UTF8")
+}
+
+/// A text that is none in the client's encoding, another than UTF8, or that only a server can read.
+pub fn unreadable_text() -> Refusal {
     Refusal::error(
         sqlstate::CHARACTER_NOT_IN_REPERTOIRE,
-        format!("invalid byte sequence for encoding \"{encoding}\""),
+        "statement text is not readable in client_encoding",
     )
+    .with_hint("use client_encoding UTF8")
 }
 
 /// DDL has changed what a prepared statement answers: Postgres's own words.
 pub fn stale_statement() -> Refusal {
-    Refusal::error("0A000", "cached plan must not change result type")
+    Refusal::error(sqlstate::FEATURE_NOT_SUPPORTED, "cached plan must not change result type")
         .with_routine(Routine::RevalidateCachedQuery)
 }
 

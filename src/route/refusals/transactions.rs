@@ -1,5 +1,6 @@
 //! Transaction control without a server that would say it: in Postgres's own words.
 
+use super::warning;
 use crate::route::Refusal;
 use crate::wire::sqlstate;
 
@@ -38,7 +39,7 @@ pub fn no_transaction_for(command: &str) -> Refusal {
     )
 }
 
-/// SAVEPOINT, RELEASE or ROLLBACK TO outside a transaction.
+/// SAVEPOINT, RELEASE, ROLLBACK TO or AND CHAIN outside a transaction.
 pub fn transaction_required(command: &str) -> Refusal {
     Refusal::error(
         sqlstate::NO_ACTIVE_SQL_TRANSACTION,
@@ -51,14 +52,19 @@ pub fn no_savepoint(name: &str) -> Refusal {
     Refusal::error(sqlstate::INVALID_SAVEPOINT, format!("savepoint \"{name}\" does not exist"))
 }
 
+/// A transaction that has queued `most` statements and has no hospital yet.
+pub fn too_many_before_hospital(most: usize) -> Refusal {
+    Refusal::error(
+        sqlstate::PROGRAM_LIMIT_EXCEEDED,
+        format!("more than {most} statements before the first one with a hospital"),
+    )
+    .with_hint("name the hospital earlier in the transaction")
+}
+
 /// DISCARD ALL in a block, or in a query string with other statements, which is one too.
 pub fn discard_in_transaction() -> Refusal {
     Refusal::error(
         sqlstate::ACTIVE_SQL_TRANSACTION,
         "DISCARD ALL cannot run inside a transaction block",
     )
-}
-
-fn warning(code: &'static str, message: impl Into<String>) -> Refusal {
-    Refusal { severity: "WARNING", ..Refusal::error(code, message) }
 }

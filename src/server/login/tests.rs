@@ -6,6 +6,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use super::*;
 use crate::auth::Secret;
 use crate::auth::scram::{ServerExchange, Verifier};
+use crate::wire::backend::ErrorReply;
 use crate::wire::frontend::SaslInitial;
 
 const KEY: &[u8] = &[1, 2, 3, 4];
@@ -168,10 +169,8 @@ async fn servers_out_of_turn_are_refused() {
         let error = log_in_to(said, secret).await.unwrap_err();
         assert!(error.to_string().contains(want), "{shown:?}: {error}");
         // Nothing of the server's own words reaches a log or a client.
-        let reply = error.to_reply();
-        let told = format!("{error} {error:?} {reply:?}");
+        let told = format!("{error} {error:?} {}", error.public_words());
         assert!(!told.contains("mrn") && !told.contains("localhost"), "{told}");
-        assert_eq!(reply.sqlstate, "57P03");
     }
 }
 
