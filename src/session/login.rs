@@ -22,14 +22,14 @@ use crate::auth::{User, Users};
 use crate::config::Admin;
 use crate::net::tls::Acceptor;
 use crate::net::{Buffer, Origin, Stream};
-use crate::route::Hospitals;
+use crate::route::{Hospitals, refusals};
 use crate::shard_map::{HospitalId, ShardId};
 use crate::wire::backend::{self, ErrorReply};
 use crate::wire::frontend;
 use crate::wire::startup::{
-    self, MINOR_MAX, MINOR_OF_LONG_KEYS, Packet, Replication, StartupParams,
+    self, BadParams, MINOR_MAX, MINOR_OF_LONG_KEYS, Packet, Replication, StartupParams,
 };
-use crate::wire::{self, HEADER_BYTES, sqlstate};
+use crate::wire::{self, HEADER_BYTES};
 
 /// Most bytes that a client may have sent and not had read before it has logged in, and so the
 /// largest message until then (Postgres takes 64 kB of a password; no proof needs that).
@@ -160,12 +160,8 @@ pub enum Error {
 }
 
 impl Error {
-    pub(super) fn refused(sqlstate: &'static str, message: impl Into<String>) -> Self {
-        ErrorReply::fatal(sqlstate, message).into()
-    }
-
     pub(super) fn violation(message: impl Into<String>) -> Self {
-        Self::refused(sqlstate::PROTOCOL_VIOLATION, message)
+        refusals::protocol_violation(message).into()
     }
 }
 
@@ -181,14 +177,24 @@ impl From<wire::Error> for Error {
             wire::Error::LengthTooSmall { tag: 0, .. } | wire::Error::TooLong { tag: 0, .. } => {
                 Self::NotPostgres(error)
             }
-            wire::Error::UnsupportedProtocol { major, minor } => Self::refused(
-                sqlstate::FEATURE_NOT_SUPPORTED,
-                format!(
-                    "unsupported frontend protocol {major}.{minor}: server supports 3.0 to 3.2"
-                ),
-            ),
+            wire::Error::UnsupportedProtocol { major, minor } => {
+                refusals::unsupported_protocol(major, minor).into()
+            }
             _ => Self::violation(error.to_string()),
         }
+    }
+}
+
+impl From<BadParams> for Error {
+    fn from(bad: BadParams) -> Self {
+        let refusal = match bad {
+            BadParams::NoUser => refusals::no_user_name(),
+            BadParams::Replication(value) => refusals::bad_replication(&value),
+            BadParams::Unknown(name) => refusals::unknown_setting(&name),
+            BadParams::Switch(word) => refusals::bad_switch(&word),
+            BadParams::NoValue(switch) => refusals::switch_without_value(&switch),
+        };
+        ErrorReply { severity: "FATAL", ..refusal }.into()
     }
 }
 
@@ -241,7 +247,7 @@ async fn enter(client: &mut Conversation, door: &Door<'_>) -> Result<Entered, Er
     }
     let is_required = door.tls.is_some_and(|tls| tls.acceptor.is_required());
     if is_required && !client.stream.is_tls() && !client.stream.is_local() {
-        return Err(Error::refused(sqlstate::INVALID_AUTHORIZATION, "SSL required"));
+        return Err(refusals::tls_required().into());
     }
     // As Postgres 18: never more than was asked for, and said only where it is less, or where an
     // option is unknown. (libpq 19 asks for 3.9999 and an option that nobody has, to see that.)
@@ -260,7 +266,7 @@ async fn enter(client: &mut Conversation, door: &Door<'_>) -> Result<Entered, Er
 enum Purpose {
     Cancel(i32, Bytes),
     /// Minor version, and the parameters or why they can't be.
-    Login(u16, Result<StartupParams, ErrorReply>),
+    Login(u16, Result<StartupParams, BadParams>),
 }
 
 /// A packet of the start, owned.
@@ -313,43 +319,31 @@ fn admit(user: &User, startup: &StartupParams, door: &Door<'_>) -> Result<Admiss
         _ if startup.replication == Some(Replication::Physical) => Database::Sharded,
         name if name == door.database => Database::Sharded,
         name if CONSOLE_DATABASES.contains(&name) && startup.replication.is_some() => {
-            let message = "the console has nothing to replicate";
-            return Err(ErrorReply::fatal(sqlstate::FEATURE_NOT_SUPPORTED, message));
+            return Err(refusals::replication_of_console());
         }
         name if CONSOLE_DATABASES.contains(&name) => Database::Console,
-        name => {
-            let message = format!("database \"{name}\" does not exist");
-            return Err(ErrorReply::fatal(sqlstate::INVALID_CATALOG_NAME, message));
-        }
+        name => return Err(refusals::unknown_database(name)),
     };
-    let denied = |message: &str| Err(ErrorReply::fatal(sqlstate::INSUFFICIENT_PRIVILEGE, message));
     let hospital = match startup.hospital.as_deref() {
         None | Some("") => None,
         Some(text) => match HospitalId::parse(text) {
             Some(id) if may_reach(user, id) => Some(id),
-            Some(_) => return denied("this login may not reach that hospital"),
-            None => {
-                let message = "pgward.hospital_id is not a uuid";
-                return Err(ErrorReply::fatal(sqlstate::INVALID_TEXT_REPRESENTATION, message));
-            }
+            Some(_) => return Err(refusals::start_may_not_reach()),
+            None => return Err(refusals::start_not_a_uuid()),
         },
     };
     let shard = match startup.shard.as_deref() {
         None | Some("") => None,
         Some(_) if !user.rights.shard_access => {
-            return denied("this login may not address a shard (pgward.shard)");
+            return Err(refusals::no_shard_access());
         }
         Some(text) => match text.parse() {
             Ok(number) => Some(ShardId(number)),
-            Err(_) => {
-                let message = "pgward.shard is not the number of a shard";
-                return Err(ErrorReply::fatal(sqlstate::INVALID_PARAMETER_VALUE, message));
-            }
+            Err(_) => return Err(refusals::shard_not_a_number()),
         },
     };
     if hospital.is_some() && shard.is_some() {
-        let message = "pgward.shard and pgward.hospital_id exclude each other";
-        return Err(ErrorReply::fatal(sqlstate::INVALID_PARAMETER_VALUE, message));
+        return Err(refusals::shard_and_hospital());
     }
     Ok((database, hospital, shard))
 }

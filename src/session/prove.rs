@@ -12,9 +12,8 @@ use super::lookup::Failed;
 use crate::auth::scram::{self, Channel, ServerExchange};
 use crate::auth::{self, Asked, Method, PassKeys, Secret, User};
 use crate::route::refusals;
-use crate::wire::backend::{self, ErrorReply};
+use crate::wire::backend;
 use crate::wire::frontend::SaslInitial;
-use crate::wire::sqlstate;
 use crate::wire::startup::{Replication, StartupParams};
 
 /// Takes a client from its StartupMessage to a proof.
@@ -110,10 +109,7 @@ impl Claim<'_> {
 
     fn unproven(&self, error: auth::Error) -> Error {
         match error {
-            auth::Error::Malformed(what) => {
-                let message = "malformed SCRAM message";
-                ErrorReply::fatal(sqlstate::PROTOCOL_VIOLATION, message).with_detail(what).into()
-            }
+            auth::Error::Malformed(what) => refusals::malformed_scram(what).into(),
             auth::Error::Channel(what) => refusals::no_login(what.to_owned()).into(),
             auth::Error::Denied | auth::Error::Impostor | auth::Error::OtherVerifier => {
                 refusals::login_failed(self.name).into()

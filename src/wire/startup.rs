@@ -6,8 +6,8 @@
 
 use bytes::{BufMut, BytesMut};
 
-use super::backend::{CANCEL_KEY_BYTES, ErrorReply};
-use super::{Error, Reader, sqlstate, write, write_cstr};
+use super::backend::CANCEL_KEY_BYTES;
+use super::{Error, Reader, write, write_cstr};
 
 /// Protocol 3.0, which is spoken to servers.
 pub const PROTOCOL_3_0: i32 = 3 << 16;
@@ -105,6 +105,21 @@ fn params(mut reader: Reader<'_>) -> Result<Vec<(&str, &str)>, Error> {
     }
 }
 
+/// Why a StartupMessage's parameters can't be, in what the client sent of them: nobody else sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum BadParams {
+    /// No user.
+    NoUser,
+    /// A value of `replication`, which Postgres would not read either.
+    Replication(String),
+    /// The name of no setting.
+    Unknown(String),
+    /// A word of `options` that is no switch.
+    Switch(String),
+    /// A switch of `options` that sets nothing.
+    NoValue(String),
+}
+
 /// What a replication connection is to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Replication {
@@ -124,24 +139,19 @@ impl Replication {
     }
 
     /// Reads the value as Postgres does: exactly `database`, or a boolean of which a beginning will do.
-    fn read(value: &str) -> Result<Option<Self>, ErrorReply> {
+    fn read(value: &str) -> Result<Option<Self>, BadParams> {
+        let unreadable = || BadParams::Replication(value.to_owned());
         let text = value.to_ascii_lowercase();
         let begins = |words: &[&str]| words.iter().any(|word| word.starts_with(&text));
         match text.as_str() {
             _ if value == "database" => Ok(Some(Self::Database)),
             "1" | "on" => Ok(Some(Self::Physical)),
             "0" | "of" | "off" => Ok(None),
-            "" | "o" => Err(Self::unreadable(value)),
+            "" | "o" => Err(unreadable()),
             _ if begins(&["true", "yes"]) => Ok(Some(Self::Physical)),
             _ if begins(&["false", "no"]) => Ok(None),
-            _ => Err(Self::unreadable(value)),
+            _ => Err(unreadable()),
         }
-    }
-
-    fn unreadable(value: &str) -> ErrorReply {
-        let message = format!("invalid value for parameter \"replication\": \"{value}\"");
-        ErrorReply::fatal(sqlstate::INVALID_PARAMETER_VALUE, message)
-            .with_hint("Valid values are: \"false\", 0, \"true\", 1, \"database\".")
     }
 }
 
@@ -166,8 +176,8 @@ pub struct StartupParams {
 }
 
 impl StartupParams {
-    /// Sorts the parameters of a StartupMessage; the refusal is a FATAL.
-    pub fn read(startup: &Startup<'_>) -> Result<Self, ErrorReply> {
+    /// Sorts the parameters of a StartupMessage.
+    pub fn read(startup: &Startup<'_>) -> Result<Self, BadParams> {
         let mut out = Self::default();
         let mut options = "";
         // As Postgres: what `options` sets comes first, whatever the order in the packet.
@@ -183,10 +193,7 @@ impl StartupParams {
             }
         }
         if out.user.is_empty() {
-            return Err(ErrorReply::fatal(
-                sqlstate::INVALID_AUTHORIZATION,
-                "no PostgreSQL user name specified in startup packet",
-            ));
+            return Err(BadParams::NoUser);
         }
         if out.database.is_empty() {
             out.database.clone_from(&out.user);
@@ -197,14 +204,16 @@ impl StartupParams {
         Ok(out)
     }
 
-    fn set(&mut self, name: &str, value: String) -> Result<(), ErrorReply> {
+    fn set(&mut self, name: &str, value: String) -> Result<(), BadParams> {
         let name = name.to_ascii_lowercase();
         match name.as_str() {
             "pgward.hospital_id" => self.hospital = Some(value),
             "pgward.shard" => self.shard = Some(value),
             // Names that are no settings but would be read as parameters of a StartupMessage.
-            "user" | "database" | "options" | "replication" => return Err(unknown(&name)),
-            _ if !is_setting_name(&name) => return Err(unknown(&name)),
+            "user" | "database" | "options" | "replication" => {
+                return Err(BadParams::Unknown(name));
+            }
+            _ if !is_setting_name(&name) => return Err(BadParams::Unknown(name)),
             _ => {
                 self.settings.retain(|(known, _)| *known != name);
                 self.settings.push((name, value));
@@ -212,11 +221,6 @@ impl StartupParams {
         }
         Ok(())
     }
-}
-
-fn unknown(name: &str) -> ErrorReply {
-    let message = format!("unrecognized configuration parameter \"{name}\"");
-    ErrorReply::fatal(sqlstate::UNDEFINED_OBJECT, message)
 }
 
 /// Identifiers joined by dots, as Postgres has setting names.
@@ -230,7 +234,7 @@ fn is_setting_name(name: &str) -> bool {
 
 /// Reads `options` as a Postgres backend reads its command line: `-c name=value`, `-cname=value`
 /// and `--name=value`, split at white space, a backslash taking the next character as it is.
-fn read_options(options: &str) -> Result<Vec<(String, String)>, ErrorReply> {
+fn read_options(options: &str) -> Result<Vec<(String, String)>, BadParams> {
     let mut settings = Vec::new();
     let mut words = split_options(options).into_iter();
     while let Some(word) = words.next() {
@@ -241,16 +245,11 @@ fn read_options(options: &str) -> Result<Vec<(String, String)>, ErrorReply> {
         } else if let Some(short) = word.strip_prefix("-c") {
             ("-c ", short.to_owned())
         } else {
-            let message = format!("invalid command-line argument for server process: {word}");
-            return Err(ErrorReply::fatal(sqlstate::SYNTAX_ERROR, message)
-                .with_hint("pgward takes -c name=value and --name=value."));
+            return Err(BadParams::Switch(word));
         };
         match assignment.split_once('=') {
             Some((name, value)) => settings.push((name.replace('-', "_"), value.to_owned())),
-            None => {
-                let message = format!("{switch}{assignment} requires a value");
-                return Err(ErrorReply::fatal(sqlstate::SYNTAX_ERROR, message));
-            }
+            None => return Err(BadParams::NoValue(format!("{switch}{assignment}"))),
         }
     }
     Ok(settings)

@@ -300,10 +300,47 @@ fn of_login() -> Vec<Row> {
             no_lookup(),
         ),
         ("no_user_name", "login without a user", no_user_name()),
+        ("bad_switch", "options that are neither -c name=value nor --name=value", bad_switch("-d")),
+        (
+            "switch_without_value",
+            "options with a switch that has no value",
+            switch_without_value("-c timezone"),
+        ),
+        (
+            "bad_replication",
+            "replication is neither database nor a boolean",
+            bad_replication("data"),
+        ),
+        ("tls_required", "no TLS where clients must have it", tls_required()),
+        (
+            "malformed_scram",
+            "a message of SCRAM-SHA-256 is none, or not that of this login",
+            malformed_scram("nonce"),
+        ),
+        (
+            "start_may_not_reach",
+            "pgward.hospital_id of the start names a hospital that the users file does not give this login",
+            start_may_not_reach(),
+        ),
+        (
+            "start_not_a_uuid",
+            "pgward.hospital_id of the start is no uuid as Postgres reads it",
+            start_not_a_uuid(),
+        ),
+        (
+            "shard_and_hospital",
+            "the start has both pgward.shard and pgward.hospital_id",
+            shard_and_hospital(),
+        ),
         (
             "no_shard_access",
             "options=-c pgward.shard=N by a login without `shard_access`",
             no_shard_access(),
+        ),
+        (
+            "shard_not_a_number",
+            "options=-c pgward.shard=N with an N that is no number",
+            shard_not_a_number(),
         ),
         (
             "unknown_shard",
@@ -326,6 +363,7 @@ fn of_login() -> Vec<Row> {
             "replication=true or database with pgward.hospital_id",
             replication_of_hospital(),
         ),
+        ("replication_of_console", "replication=database of the console", replication_of_console()),
         ("unsupported_protocol", "a protocol other than 3", unsupported_protocol(2, 0)),
         (
             "too_many_clients",

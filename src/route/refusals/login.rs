@@ -6,7 +6,6 @@ use crate::wire::sqlstate;
 /// The database is not one that the map shards.
 pub fn unknown_database(name: &str) -> Refusal {
     Refusal::fatal(sqlstate::INVALID_CATALOG_NAME, format!("database \"{name}\" does not exist"))
-        .with_hint("pgward serves the database that its shard map names.")
 }
 
 /// Wrong password or unknown user: the same words for both.
@@ -37,13 +36,68 @@ pub fn no_user_name() -> Refusal {
     )
 }
 
+/// A switch of `options` that pgward does not take; Postgres repeats it, too.
+pub fn bad_switch(word: &str) -> Refusal {
+    Refusal::fatal(
+        sqlstate::SYNTAX_ERROR,
+        format!("invalid command-line argument for server process: {word}"),
+    )
+    .with_hint("pgward takes -c name=value and --name=value.")
+}
+
+/// A switch of `options` that sets nothing.
+pub fn switch_without_value(switch: &str) -> Refusal {
+    Refusal::fatal(sqlstate::SYNTAX_ERROR, format!("{switch} requires a value"))
+}
+
+/// `replication` is neither `database` nor a boolean; Postgres repeats it, too.
+pub fn bad_replication(value: &str) -> Refusal {
+    Refusal::fatal(
+        sqlstate::INVALID_PARAMETER_VALUE,
+        format!("invalid value for parameter \"replication\": \"{value}\""),
+    )
+    .with_hint("Valid values are: \"false\", 0, \"true\", 1, \"database\".")
+}
+
+/// A connection without TLS where clients must have it.
+pub fn tls_required() -> Refusal {
+    Refusal::fatal(sqlstate::INVALID_AUTHORIZATION, "SSL required")
+}
+
+/// A message of the proof is not what SCRAM has there; `what` names the part.
+pub fn malformed_scram(what: &str) -> Refusal {
+    Refusal::fatal(sqlstate::PROTOCOL_VIOLATION, "malformed SCRAM message").with_detail(what)
+}
+
+/// The start names a hospital that the login may not reach, or that does not exist.
+pub fn start_may_not_reach() -> Refusal {
+    Refusal::fatal(sqlstate::INSUFFICIENT_PRIVILEGE, "this login may not reach that hospital")
+}
+
+/// `pgward.hospital_id` of the start is no uuid.
+pub fn start_not_a_uuid() -> Refusal {
+    Refusal::fatal(sqlstate::INVALID_TEXT_REPRESENTATION, "pgward.hospital_id is not a uuid")
+}
+
+/// A start that names a shard and a hospital: the session would be bound to both.
+pub fn shard_and_hospital() -> Refusal {
+    Refusal::fatal(
+        sqlstate::INVALID_PARAMETER_VALUE,
+        "pgward.shard and pgward.hospital_id exclude each other",
+    )
+}
+
 /// `options=-c pgward.shard=N` without the right.
 pub fn no_shard_access() -> Refusal {
     Refusal::fatal(
-        sqlstate::INVALID_AUTHORIZATION,
-        "this login may not open shard-addressed sessions",
+        sqlstate::INSUFFICIENT_PRIVILEGE,
+        "this login may not address a shard (pgward.shard)",
     )
-    .with_hint("The users file grants it with `shard_access`.")
+}
+
+/// `options=-c pgward.shard=N` with an N that is no number.
+pub fn shard_not_a_number() -> Refusal {
+    Refusal::fatal(sqlstate::INVALID_PARAMETER_VALUE, "pgward.shard is not the number of a shard")
 }
 
 /// `options=-c pgward.shard=N` with an N that the map does not have.
@@ -79,6 +133,11 @@ pub fn replication_of_hospital() -> Refusal {
     )
     .with_detail("It carries the rows of every hospital of a shard.")
     .with_hint("Leave pgward.hospital_id out.")
+}
+
+/// A replication connection to the console.
+pub fn replication_of_console() -> Refusal {
+    Refusal::fatal(sqlstate::FEATURE_NOT_SUPPORTED, "the console has nothing to replicate")
 }
 
 /// A protocol other than 3.
