@@ -14,9 +14,10 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use super::show::{self, INT4, INT8};
 use super::{Access, Column, Command, Source, Table};
 use crate::net::{Buffer, Stream};
+use crate::route::refusals;
 use crate::wire::backend::{self, ErrorReply};
 use crate::wire::frontend::{self, Bind, Execute, Kind, Named, Parse, Query};
-use crate::wire::{self, TxnStatus, sqlstate};
+use crate::wire::{self, TxnStatus};
 
 /// What the console says its version is: high enough for drivers that look at it.
 pub const SERVER_VERSION: &str = concat!("15.0 (pgward ", env!("CARGO_PKG_VERSION"), ")");
@@ -82,7 +83,7 @@ pub async fn serve(client: Client, source: Arc<dyn Source>) -> io::Result<()> {
 
 /// The client broke the protocol: say so and close.
 async fn farewell(mut stream: Stream, mut output: Buffer, error: wire::Error) -> io::Result<()> {
-    ErrorReply::fatal(sqlstate::PROTOCOL_VIOLATION, error.to_string()).encode(output.tail());
+    refusals::protocol_violation(error.to_string()).encode(output.tail());
     stream.drain(&mut output).await
 }
 
@@ -174,7 +175,7 @@ impl Console {
                 self.report(outcome, out);
             }
             of::FUNCTION_CALL => {
-                self.report(Err(unsupported("function calls")), out);
+                self.report(Err(refusals::console_takes_no("function calls")), out);
                 backend::write_ready_for_query(out, self.block);
             }
             // What is left of a COPY that never began.
@@ -218,9 +219,7 @@ impl Console {
     }
 
     fn command(&self, sql: &[u8]) -> Result<Command, ErrorReply> {
-        let text = std::str::from_utf8(sql).map_err(|_| {
-            ErrorReply::error(sqlstate::INVALID_TEXT_REPRESENTATION, "the text is not UTF-8")
-        })?;
+        let text = std::str::from_utf8(sql).map_err(|_| refusals::console_not_utf8())?;
         Command::parse(text)
     }
 
@@ -228,10 +227,7 @@ impl Console {
     fn admit(&self, command: &Command) -> Result<(), ErrorReply> {
         command.authorize(self.access)?;
         if self.block == TxnStatus::Failed && !matches!(command, Command::End(_) | Command::Empty) {
-            return Err(ErrorReply::error(
-                sqlstate::IN_FAILED_SQL_TRANSACTION,
-                "current transaction is aborted, commands ignored until end of transaction block",
-            ));
+            return Err(refusals::in_failed_transaction());
         }
         Ok(())
     }
@@ -245,21 +241,18 @@ impl Console {
             }
             Command::Show(_) | Command::ShowSetting(..) | Command::Route(_) => "SHOW",
             Command::Help => {
-                notice("Console usage").with_detail(show::help()).encode(out);
+                refusals::console_usage(show::help()).encode(out);
                 "SHOW"
             }
             Command::Reload => {
-                let said = self.source.reload().await.map_err(|why| {
-                    ErrorReply::error(CONFIG_FILE_ERROR, "RELOAD failed, the old state is serving")
-                        .with_detail(why)
-                })?;
+                let said = self.source.reload().await.map_err(refusals::reload_failed)?;
                 if !said.is_empty() {
-                    notice(&said).encode(out);
+                    refusals::reload_said(said).encode(out);
                 }
                 "RELOAD"
             }
             Command::Set => {
-                notice("SET ignored").encode(out);
+                refusals::set_ignored().encode(out);
                 "SET"
             }
             Command::Begin => {
@@ -285,11 +278,10 @@ impl Console {
             Err(error) => return Ok(Err(error)),
         };
         if !parse.name.is_empty() && self.statements.contains_key(parse.name) {
-            let what = "prepared statement already exists";
-            return Ok(Err(ErrorReply::error(sqlstate::DUPLICATE_PREPARED_STATEMENT, what)));
+            return Ok(Err(refusals::console_duplicate_statement()));
         }
         if self.statements.len() >= NAMES_MAX {
-            return Ok(Err(too_many("prepared statements")));
+            return Ok(Err(refusals::console_has_too_many("prepared statements")));
         }
         self.statements.insert(Bytes::copy_from_slice(parse.name), command);
         backend::write_parse_complete(out);
@@ -302,24 +294,22 @@ impl Console {
         out: &mut BytesMut,
     ) -> Result<Result<(), ErrorReply>, wire::Error> {
         let Some(command) = self.statements.get(bind.statement).cloned() else {
-            return Ok(Err(no_statement()));
+            return Ok(Err(refusals::console_no_statement()));
         };
         if bind.param_count() > 0 {
-            return Ok(Err(unsupported("parameters")));
+            return Ok(Err(refusals::console_takes_no("parameters")));
         }
         if self.portals.len() >= NAMES_MAX {
-            return Ok(Err(too_many("portals")));
+            return Ok(Err(refusals::console_has_too_many("portals")));
         }
         let columns = show::table(&command, &*self.source).map(|table| table.columns);
         let columns = columns.unwrap_or_default();
         let formats: Vec<i16> = bind.result_formats().collect();
         if !matches!(formats.len(), 0 | 1) && formats.len() != columns.len() {
-            let what = "bind message has another number of result formats than columns";
-            return Ok(Err(ErrorReply::error(sqlstate::PROTOCOL_VIOLATION, what)));
+            return Ok(Err(refusals::console_bad_formats()));
         }
-        if formats.iter().any(|format| !matches!(format, 0 | 1)) {
-            let what = "unsupported format code";
-            return Ok(Err(ErrorReply::error(sqlstate::INVALID_PARAMETER_VALUE, what)));
+        if let Some(format) = formats.iter().find(|format| !matches!(format, 0 | 1)) {
+            return Ok(Err(refusals::bad_format_code(*format)));
         }
         let portal = Portal { command, formats, rest: None, columns };
         self.portals.insert(Bytes::copy_from_slice(bind.portal), portal);
@@ -335,7 +325,7 @@ impl Console {
         let (columns, formats) = match named.kind {
             Kind::Statement => {
                 let Some(command) = self.statements.get(named.name) else {
-                    return Ok(Err(no_statement()));
+                    return Ok(Err(refusals::console_no_statement()));
                 };
                 backend::write_parameter_description(out, &[]);
                 let table = show::table(command, &*self.source);
@@ -343,7 +333,7 @@ impl Console {
             }
             Kind::Portal => match self.portals.get(named.name) {
                 Some(portal) => (portal.columns.clone(), portal.formats.clone()),
-                None => return Ok(Err(no_portal())),
+                None => return Ok(Err(refusals::console_no_portal())),
             },
         };
         if columns.is_empty() {
@@ -359,11 +349,12 @@ impl Console {
         execute: &Execute<'_>,
         out: &mut BytesMut,
     ) -> Result<(), ErrorReply> {
-        let portal = self.portals.get(execute.portal).ok_or_else(no_portal)?;
+        let portal = self.portals.get(execute.portal).ok_or_else(refusals::console_no_portal)?;
         let command = portal.command.clone();
         self.admit(&command)?;
         let source = self.source.clone();
-        let portal = self.portals.get_mut(execute.portal).ok_or_else(no_portal)?;
+        let portal =
+            self.portals.get_mut(execute.portal).ok_or_else(refusals::console_no_portal)?;
         if !portal.columns.is_empty() {
             let rest = portal.rest.get_or_insert_with(|| {
                 let table: Option<Table> = show::table(&command, &*source);
@@ -380,29 +371,6 @@ impl Console {
         }
         self.finish(&command, out).await
     }
-}
-
-/// SQLSTATE `config_file_error`.
-const CONFIG_FILE_ERROR: &str = "F0000";
-
-fn notice(message: &str) -> ErrorReply {
-    ErrorReply { severity: "NOTICE", ..ErrorReply::error(sqlstate::SUCCESSFUL_COMPLETION, message) }
-}
-
-fn unsupported(what: &str) -> ErrorReply {
-    ErrorReply::error(sqlstate::FEATURE_NOT_SUPPORTED, format!("the console takes no {what}"))
-}
-
-fn too_many(what: &str) -> ErrorReply {
-    ErrorReply::error("54000", format!("too many {what} in a console"))
-}
-
-fn no_statement() -> ErrorReply {
-    ErrorReply::error(sqlstate::INVALID_SQL_STATEMENT_NAME, "prepared statement does not exist")
-}
-
-fn no_portal() -> ErrorReply {
-    ErrorReply::error(sqlstate::INVALID_CURSOR_NAME, "portal does not exist")
 }
 
 /// The format of a column: none said, one for all, or one for each.

@@ -21,10 +21,9 @@ use std::time::SystemTime;
 use crate::config::{self, Config};
 use crate::fleet::Fleet;
 use crate::metrics::Metrics;
-use crate::route::Role;
+use crate::route::{Role, refusals};
 use crate::shard_map::{Address, ShardId, ShardMap};
 use crate::wire::backend::ErrorReply;
-use crate::wire::sqlstate;
 
 pub use console::serve;
 pub use show::{Column, Table};
@@ -287,11 +286,8 @@ impl Command {
             "BEGIN" | "START" => Ok(Self::Begin),
             "COMMIT" | "END" => Ok(Self::End("COMMIT")),
             "ROLLBACK" | "ABORT" => Ok(Self::End("ROLLBACK")),
-            _ if NOT_YET.contains(&word.as_str()) => Err(ErrorReply::error(
-                sqlstate::FEATURE_NOT_SUPPORTED,
-                format!("{word} is not supported yet"),
-            )),
-            _ => Err(invalid()),
+            _ if NOT_YET.contains(&word.as_str()) => Err(refusals::console_not_yet(&word)),
+            _ => Err(refusals::unknown_console_command()),
         }
     }
 
@@ -299,16 +295,13 @@ impl Command {
         let (word, rest) = split_word(rest);
         let word = word.to_ascii_lowercase();
         if word == "route" {
-            return unquote(rest).map(Self::Route).ok_or_else(|| {
-                ErrorReply::error(sqlstate::SYNTAX_ERROR, "bad arguments")
-                    .with_hint("SHOW ROUTE '<sql>', with quotes in it doubled")
-            });
+            return unquote(rest).map(Self::Route).ok_or_else(refusals::console_bad_arguments);
         }
         if word == "transaction" && rest.eq_ignore_ascii_case("isolation level") {
             return Ok(Self::ShowSetting("transaction_isolation", "read committed"));
         }
         if !rest.is_empty() {
-            return Err(invalid());
+            return Err(refusals::unknown_console_command());
         }
         if word == "help" {
             return Ok(Self::Help);
@@ -316,7 +309,7 @@ impl Command {
         if let Some((name, value)) = SETTINGS.iter().find(|(name, _)| *name == word) {
             return Ok(Self::ShowSetting(name, value));
         }
-        show::Show::named(&word).map(Self::Show).ok_or_else(invalid)
+        show::Show::named(&word).map(Self::Show).ok_or_else(refusals::unknown_console_command)
     }
 
     /// What it takes to run it.
@@ -339,13 +332,8 @@ impl Command {
         if access >= self.needs() {
             return Ok(());
         }
-        Err(ErrorReply::error(sqlstate::INSUFFICIENT_PRIVILEGE, "admin access needed")
-            .with_hint("[admin] admin_users lists who may"))
+        Err(refusals::console_needs_admin())
     }
-}
-
-fn invalid() -> ErrorReply {
-    ErrorReply::error(sqlstate::SYNTAX_ERROR, "invalid command, use SHOW HELP;")
 }
 
 fn split_word(text: &str) -> (&str, &str) {

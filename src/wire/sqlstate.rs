@@ -70,6 +70,8 @@ pub const INVALID_CURSOR_NAME: &str = "34000";
 pub const INVALID_SAVEPOINT: &str = "3B001";
 /// An unknown setting.
 pub const UNDEFINED_OBJECT: &str = "42704";
+/// The files of the configuration have problems.
+pub const CONFIG_FILE_ERROR: &str = "F0000";
 /// Everything went well.
 pub const SUCCESSFUL_COMPLETION: &str = "00000";
 /// A bug of pgward; the connection is closed.

@@ -178,7 +178,7 @@ fn of_hospital() -> Vec<Row> {
         ("no_parameter", "a key is a parameter that the request does not bind", no_parameter(2)),
         (
             "bad_format_code",
-            "a key's parameter has a format other than text and binary",
+            "a key's parameter, or a result in a console, has a format other than text and binary",
             bad_format_code(7),
         ),
     ]
@@ -527,11 +527,73 @@ fn of_protocol() -> Vec<Row> {
 
 fn of_console() -> Vec<Row> {
     vec![
-        ("console_denied", "a console command beyond the user's rights", console_denied()),
+        (
+            "console_denied",
+            "login to the console by a user who is in neither list",
+            console_denied(),
+        ),
+        (
+            "console_needs_admin",
+            "a command that changes something, of a user who may only look",
+            console_needs_admin(),
+        ),
         (
             "unknown_console_command",
             "a console command that does not exist",
             unknown_console_command(),
         ),
+        (
+            "console_not_yet",
+            "a command of PgBouncer's console that is not there yet",
+            console_not_yet("PAUSE"),
+        ),
+        (
+            "console_bad_arguments",
+            "SHOW ROUTE without a statement, or with half a literal",
+            console_bad_arguments(),
+        ),
+        ("console_not_utf8", "a console command that is not UTF-8", console_not_utf8()),
+        (
+            "console_takes_no",
+            "parameters, or a function call, in a console",
+            console_takes_no("parameters"),
+        ),
+        (
+            "console_has_too_many",
+            "more prepared statements, or portals, than a console keeps",
+            console_has_too_many("portals"),
+        ),
+        (
+            "console_duplicate_statement",
+            "Parse in a console with a name that is taken",
+            console_duplicate_statement(),
+        ),
+        (
+            "console_no_statement",
+            "Bind or Describe in a console of a statement that does not exist",
+            console_no_statement(),
+        ),
+        (
+            "console_no_portal",
+            "Execute or Describe in a console of a portal that does not exist",
+            console_no_portal(),
+        ),
+        (
+            "console_bad_formats",
+            "Bind in a console with as many result formats as no answer has columns",
+            console_bad_formats(),
+        ),
+        (
+            "reload_failed",
+            "RELOAD of files with problems: all of them, with their places",
+            reload_failed("map.toml:3:1: ...".to_owned()),
+        ),
+        (
+            "reload_said",
+            "RELOAD of files of which something holds only later",
+            reload_said("...".to_owned()),
+        ),
+        ("set_ignored", "SET in a console", set_ignored()),
+        ("console_usage", "SHOW HELP", console_usage("SHOW ...".to_owned())),
     ]
 }
