@@ -1,7 +1,7 @@
 //! The house rules that a machine can check: `src/ARCHITECTURE.md` is the source of truth.
 //!
-//! Imports between rooms, pure rooms, one place per outside dependency, a header in each file, no
-//! statics, no leftovers. A finding names file and line.
+//! Imports between rooms, pure rooms, one place per outside dependency, one place for refusals, a header
+//! in each file, no statics, no leftovers. A finding names file and line.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -77,6 +77,39 @@ fn each_outside_dependency_has_one_place() {
         }
     }
     report("in another place than its own", findings);
+}
+
+/// Where pgward's own errors get their words.
+const REFUSALS: &str = "src/route/refusals/";
+
+#[test]
+fn refusals_have_one_place() {
+    let builders =
+        ["ErrorReply::error(", "ErrorReply::fatal(", "Refusal::error(", "Refusal::fatal("];
+    let elsewhere = sources("src").into_iter().filter(|source| !source.path.starts_with(REFUSALS));
+    let findings = elsewhere.flat_map(|source| mentions(&source, &builders)).collect();
+    report("words of an error outside of src/route/refusals", findings);
+}
+
+/// `pub` hides from the compiler that nobody calls them.
+#[test]
+fn each_refusal_has_a_caller() {
+    let (refusals, callers): (Vec<Source>, Vec<Source>) =
+        sources("src").into_iter().partition(|source| source.path.starts_with(REFUSALS));
+    let lines = callers.iter().flat_map(|source| &source.lines);
+    let called: BTreeSet<String> =
+        lines.flat_map(|(_, text)| text.split("refusals::").skip(1)).map(first_word).collect();
+    let mut findings = Vec::new();
+    for source in &refusals {
+        for (line, text) in &source.lines {
+            if let Some(name) = text.strip_prefix("pub fn ").map(first_word)
+                && !called.contains(&name)
+            {
+                findings.push(format!("{}:{line}: {name}", source.path));
+            }
+        }
+    }
+    report("nobody calls", findings);
 }
 
 #[test]
@@ -198,10 +231,10 @@ fn read_source(file: PathBuf) -> Source {
     let text = std::fs::read_to_string(&file).expect("UTF-8");
     let below = path.strip_prefix("src/").unwrap_or(&path);
     let room = below.split('/').next().expect("a name").trim_end_matches(".rs").to_owned();
-    // `mod tests` is at the end of a file, by convention.
+    // A `mod tests` with a body is at the end of a file, by convention; one without hides nothing.
+    let code = text.split("\n#[cfg(test)]\nmod tests {").next().unwrap_or_default();
     let lines = (1..)
-        .zip(text.lines())
-        .take_while(|(_, line)| !line.starts_with("#[cfg(test)]"))
+        .zip(code.lines())
         .map(|(number, line)| (number, line.split("//").next().unwrap_or_default().to_owned()))
         .collect();
     Source { header: text.starts_with("//!"), path, room, lines }

@@ -1,11 +1,11 @@
 //! Every error, warning and notice that pgward itself sends: SQLSTATE, message, detail, hint.
 //!
-//! One constructor each, so that their words are in one place and in one golden file
-//! (`tests/golden/refusals.txt`, which the README shows), a file for each subject. They take names that
-//! the client or the map knows, never SQL text, never a value, never another hospital's id. Used by
-//! `decide` and by the pools, the session, its login and the console; rooms below have errors of their own,
-//! which those turn into these. Wording follows Postgres's error style guide; where Postgres or
-//! PgBouncer has the same error, its words.
+//! One constructor each, a file for each subject, so that their words are in one place and in one golden
+//! file (`tests/golden/refusals.txt`, whose codes the README explains). They take names that the client or
+//! the map knows, never SQL text, never a value of a row, never another hospital's id. Used by `decide` and
+//! by the pools, the session, its login and the console; rooms below have errors of their own, which those
+//! turn into these. Wording follows Postgres's error style guide; where Postgres or PgBouncer has the
+//! same error, its words.
 //!
 //! Why here, though logins and the console are no routing, and not in a room of their own: every room that
 //! talks to clients may import this one, and most that it has to say is why a statement has no route.
