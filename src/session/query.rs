@@ -105,7 +105,7 @@ impl Session {
     }
 
     /// What comes now stands behind a batch whose Sync has not come.
-    fn is_behind_batch(&self) -> bool {
+    pub(super) fn is_behind_batch(&self) -> bool {
         let is_open = |attached: &Attached| attached.checkout.server.pipeline().is_unsynced();
         self.attached.as_deref().is_some_and(is_open)
     }

@@ -412,6 +412,37 @@ fn what_a_refused_batch_has_closed_is_closed_on_the_sessions_own_server() {
 }
 
 #[test]
+fn a_name_of_the_sessions_own_server_means_what_it_means_there() {
+    let shards = shards();
+    let (mine, other) = (shards.hospital(1, 2).to_string(), shards.hospital(1, 3).to_string());
+    let bound = ("routing", "batch_bytes_max = 1024");
+    let config = [TRUST, SESSION, bound, ("pool", "default_pool_size = 1")];
+    let ward = Ward::start(shards, &WardOptions { config: &config, ..Default::default() });
+    let mut raw = Raw::connect(&ward);
+    let options = format!("-c pgward.hospital_id={mine}");
+    let body = format!("user\0app\0database\0hospital\0options\0{options}\0\0");
+    raw.send(&raw::packet(&[&0x0003_0000u32.to_be_bytes(), body.as_bytes()]));
+    raw.until(b'Z').expect("a login");
+    let parse = |sql: &str| message(b'P', &[b"s\0", sql.as_bytes(), b"\0\0\0"]);
+    let keyed = "SELECT name FROM patients WHERE hospital_id = $1";
+    raw.send(&[parse(keyed), sync()].concat());
+    raw.until(b'Z').expect("an answer");
+    // The name is taken, which the server says while pgward refuses what comes behind it.
+    let pad = " ".repeat(1024);
+    let again = parse(&format!("SELECT $1, name FROM patients WHERE hospital_id = '{mine}' {pad}"));
+    let refused = message(b'P', &[b"t\0SELEC 1\0\0\0"]);
+    let sleep = format!("SELECT pg_sleep(0.5) FROM patients WHERE hospital_id = '{mine}' LIMIT 1");
+    raw.send(&[raw::batch(&sleep, &[]), again].concat());
+    std::thread::sleep(std::time::Duration::from_millis(200));
+    raw.send(&[refused, sync()].concat());
+    assert_eq!(raw::code_of(&raw.until(b'Z').expect("an answer")), "42P05");
+    let values = [b"\0s\0\0\0\0\x01\0\0\0\x24", other.as_bytes(), b"\0\0"].concat();
+    raw.send(&[message(b'B', &[&values]), execute(), sync()].concat());
+    let answer = raw.until(b'Z').expect("an answer");
+    assert!(answer.iter().all(|m| m.tag != b'D'), "rows of another hospital: {answer:?}");
+}
+
+#[test]
 fn a_portal_of_a_failed_batch_is_gone() {
     let (ward, mine, _) = bound_ward(("pool", "pool_mode = \"transaction\""));
     let bind = |portal: &str, name: &str| {

@@ -196,6 +196,7 @@ impl Session {
         self.keep_closes(&batch);
         self.take_back_names(std::mem::take(&mut batch.named), 0);
         self.take_back_settings(&mut batch);
+        let has_pieces = self.is_behind_batch();
         self.refuse(refusal);
         // `skip` finds the Sync, which may be in what was gathered.
         self.is_skipping = true;
@@ -206,6 +207,10 @@ impl Session {
         match self.relay(&mut attached, &mut running, Until::Settled, 0).await? {
             Relayed::Lost => self.on_lost(attached, &run, &running),
             _ => {
+                if has_pieces {
+                    // One of those may have failed before this one did.
+                    self.take_back_unconfirmed(&mut attached);
+                }
                 self.finish(attached, &run, running).await;
                 Ok(())
             }
