@@ -19,6 +19,24 @@ fn bind_portal(portal: &str) -> Vec<u8> {
     message(b'B', &[portal.as_bytes(), b"\0\0\0\0\0\0\0\0"])
 }
 
+/// A statement of a name, and a portal of it.
+fn parse_as(name: &str, sql: &str) -> Vec<u8> {
+    message(b'P', &[name.as_bytes(), b"\0", sql.as_bytes(), b"\0\0\0"])
+}
+
+fn bind_to(portal: &str, name: &str) -> Vec<u8> {
+    message(b'B', &[portal.as_bytes(), b"\0", name.as_bytes(), b"\0\0\0\0\0\0\0"])
+}
+
+/// Binds and executes a statement of a name, and leaves the unnamed portal as it is.
+fn run_as(name: &str) -> Vec<u8> {
+    [bind_to(name, name), execute_portal(name, 0)].concat()
+}
+
+fn close_portal(portal: &str) -> Vec<u8> {
+    message(b'C', &[b"P", portal.as_bytes(), b"\0"])
+}
+
 fn execute_portal(portal: &str, max_rows: u32) -> Vec<u8> {
     message(b'E', &[portal.as_bytes(), b"\0", &max_rows.to_be_bytes()])
 }
@@ -88,6 +106,20 @@ fn search_path_is_never_another_than_pgward_thinks() {
     let mut wrong: Vec<String> = Vec::new();
     let in_block = |rest: Vec<Vec<u8>>| [begin(), rest].concat();
 
+    // A portal that sets, and a savepoint behind it that ROLLBACK TO leaves it alive at.
+    let behind_savepoint = |rest: Vec<Vec<u8>>| {
+        let names = [
+            parse_as("evil", set),
+            parse_as("harmless", "SELECT 1"),
+            parse_as("fails", "SELECT 1/0"),
+            parse_as("save", "SAVEPOINT s"),
+            parse_as("back", "ROLLBACK TO s"),
+            sync(),
+        ];
+        let bound = [bind_to("", "evil"), sync()].concat();
+        in_block([vec![names.concat(), bound, [run_as("save"), sync()].concat()], rest].concat())
+    };
+
     for (name, parts) in [
         ("in one query", vec![q(&format!("{set}; {READ}"))]),
         ("set_config in one query", vec![q(&format!("{set_config}; {READ}"))]),
@@ -106,6 +138,33 @@ fn search_path_is_never_another_than_pgward_thinks() {
             in_block(vec![
                 [parse(set), bind_portal("p"), sync()].concat(),
                 [execute_portal("p", 0), sync()].concat(),
+                q(READ),
+            ]),
+        ),
+        (
+            "a portal from before a batch that failed late",
+            behind_savepoint(vec![
+                [run_as("fails"), bind_to("", "harmless"), q("SELECT 1"), sync()].concat(),
+                [run_as("back"), sync()].concat(),
+                [execute_portal("", 0), sync()].concat(),
+                q(READ),
+            ]),
+        ),
+        (
+            "a portal whose name was taken away by a batch that failed late",
+            behind_savepoint(vec![
+                [run_as("fails"), close_portal(""), q("SELECT 1"), sync()].concat(),
+                [run_as("back"), sync()].concat(),
+                [execute_portal("", 0), sync()].concat(),
+                q(READ),
+            ]),
+        ),
+        (
+            "a portal that a failed batch did not come to",
+            behind_savepoint(vec![
+                [run_as("fails"), execute_portal("", 0), sync()].concat(),
+                [run_as("back"), sync()].concat(),
+                [execute_portal("", 0), sync()].concat(),
                 q(READ),
             ]),
         ),

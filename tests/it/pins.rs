@@ -501,6 +501,40 @@ fn a_portal_of_a_failed_batch_is_gone() {
     assert_eq!(on_primary(&ward, &mine, "statement_timeout"), "0");
 }
 
+#[test]
+fn a_portal_that_a_refused_batch_was_to_run_still_does_what_it_does() {
+    let (ward, mine, _) = bound_ward(("pool", "pool_mode = \"transaction\""));
+    let bind = |portal: &str, name: &str| {
+        message(b'B', &[portal.as_bytes(), b"\0", name.as_bytes(), b"\0\0\0\0\0\0\0"])
+    };
+    let parse =
+        |name: &str, sql: &str| message(b'P', &[name.as_bytes(), b"\0", sql.as_bytes(), b"\0\0\0"]);
+    let run = |portal: &str| message(b'E', &[portal.as_bytes(), b"\0\0\0\0\0"]);
+    let mut raw = Raw::login(&ward);
+    let mut code = |bytes: &[Vec<u8>]| {
+        raw.send(&bytes.concat());
+        raw::code_of(&raw.until(b'Z').expect("an answer"))
+    };
+    code(&[query("BEGIN")]);
+    code(&[query(&format!("SELECT name FROM patients WHERE hospital_id = '{mine}'"))]);
+    let names = [
+        parse("set", "SET statement_timeout = 4242"),
+        parse("encoding", "SELECT set_config('client_encoding', $1, false)"),
+        parse("save", "SAVEPOINT s"),
+        parse("back", "ROLLBACK TO s"),
+    ];
+    assert_eq!(code(&[names.concat(), sync()]), "");
+    assert_eq!(code(&[bind("", "set"), sync()]), "");
+    assert_eq!(code(&[bind("save", "save"), run("save"), sync()]), "");
+    let sjis = message(b'B', &[b"\0encoding\0\0\0\0\x01\0\0\0\x04SJIS\0\0"]);
+    assert_eq!(code(&[run(""), sjis, sync()]), "0A000");
+    assert_eq!(code(&[bind("back", "back"), run("back"), sync()]), "");
+    assert_eq!(code(&[run(""), sync()]), "");
+    assert_eq!(code(&[query("COMMIT")]), "");
+    drop(raw);
+    assert_eq!(on_primary(&ward, &mine, "statement_timeout"), "0");
+}
+
 /// A setting as the next client finds it on the one server of the primary.
 fn on_primary(ward: &Ward, hospital: &str, setting: &str) -> String {
     let mut raw = Raw::login(ward);

@@ -253,10 +253,22 @@ impl Session {
         }
     }
 
-    /// As [`Self::take_back_names`], for a batch on its server.
+    /// A batch has failed on its server: as [`Self::take_back_names`], and what was closed, bound
+    /// and run of it before the error is not known.
     pub(super) fn take_back_unconfirmed(&mut self, attached: &mut Attached) {
         let confirmed = attached.checkout.server.pipeline().client_parses();
         self.take_back_names(std::mem::take(&mut attached.named), confirmed);
+        attached.has_doubtful_portals = true;
+        self.note_unseen(attached, |_| true);
+        attached.portals.retain(|portal| portal.is_settled);
+    }
+
+    /// Of these portals nobody knows whether they are there yet, and what they do may go unseen.
+    fn note_unseen(&self, attached: &mut Attached, of: impl Fn(&Portal) -> bool) {
+        // Without a block they end with the batch.
+        let may_run = |portal: &Portal| of(portal) && portal.effect != Confirmed::Nothing;
+        attached.checkout.server.is_opaque |=
+            !matches!(self.block, Block::None) && attached.portals.iter().any(may_run);
     }
 
     async fn run_batch(&mut self, mut batch: Batch, mut run: Run) -> Result<(), End> {
@@ -325,17 +337,19 @@ impl Session {
                 batch.closed.contains(&old.name)
                     || batch.bound.iter().any(|new| new.name == old.name)
             };
+            // If it has failed before that, they are not.
+            self.note_unseen(&mut attached, is_gone);
             attached.portals.retain(|old| !is_gone(old));
+            let has_run = |portal: &&mut Portal| batch.ran.contains(&portal.name);
+            for portal in attached.portals.iter_mut().filter(has_run) {
+                portal.is_settled &= portal.next_effect() == Confirmed::Nothing;
+                portal.has_run = true;
+            }
             attached.portals.append(&mut batch.bound);
             if running.has_failed {
-                // What was closed, bound and run of it before the error is not known.
-                attached.has_doubtful_portals = true;
-                let may_run = |portal: &Portal| portal.effect != Confirmed::Nothing;
-                attached.checkout.server.is_opaque |=
-                    !run.effects.is_empty() || attached.portals.iter().any(may_run);
-                attached.portals.retain(|portal| portal.is_settled);
+                attached.checkout.server.is_opaque |= !run.effects.is_empty();
             } else if running.ready.is_some() {
-                attached.portals.iter_mut().for_each(|portal| portal.is_settled = true);
+                attached.portals.iter_mut().for_each(Portal::settle);
             }
             match relayed {
                 Relayed::Rerun | Relayed::Done => {

@@ -55,14 +55,22 @@ pub(in crate::session) struct Portal {
     pub(super) statement: Arc<Statement>,
     /// What its Execute does to the session, with the values of its Bind.
     pub(super) effect: Confirmed,
-    /// The server has said that the whole batch of its Bind went well.
+    /// An Execute of it was sent: a portal that goes on has done what it does.
+    pub(super) has_run: bool,
+    /// The server has said that the whole batch of its Bind, and of its first Execute, went well.
     pub(super) is_settled: bool,
 }
 
 impl Portal {
-    /// Its effect, once: a portal that goes on has done what it does.
-    pub(super) fn take_effect(&mut self) -> Confirmed {
-        std::mem::replace(&mut self.effect, Confirmed::Nothing)
+    /// What its next Execute does.
+    pub(super) fn next_effect(&self) -> Confirmed {
+        if self.has_run { Confirmed::Nothing } else { self.effect.clone() }
+    }
+
+    /// The batch went well.
+    pub(super) fn settle(&mut self) {
+        self.is_settled = true;
+        self.effect = self.next_effect();
     }
 }
 
@@ -89,6 +97,8 @@ pub(super) struct Batch {
     pub(super) portals: Vec<LookedPortal>,
     /// As `portals`, of those that go to a server; filled in by `complete_run`.
     pub(super) bound: Vec<Portal>,
+    /// Portals of the server that is held which it executes for the first time.
+    pub(super) ran: Vec<Box<[u8]>>,
     /// Portals that it closes and does not bind again.
     pub(super) closed: Vec<Box<[u8]>>,
     /// A member changes the meaning of names, and the server has yet to confirm it.
@@ -123,6 +133,7 @@ impl Batch {
             named: Vec::new(),
             portals: Vec::new(),
             bound: Vec::new(),
+            ran: Vec::new(),
             closed: Vec::new(),
             changes_names: false,
             changes_text: false,

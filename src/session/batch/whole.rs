@@ -45,6 +45,7 @@ impl Session {
         }
         // Effects come in the order of the Executes, with the values of their portals' Binds.
         let mut bound: Vec<Portal> = Vec::new();
+        let mut ran: Vec<Box<[u8]>> = Vec::new();
         let mut closed: Vec<Box<[u8]>> = Vec::new();
         for step in &batch.steps {
             let body = &self.input.as_slice()[step.frame.start + HEADER_BYTES..step.frame.end];
@@ -62,7 +63,8 @@ impl Session {
                     bound.retain(|portal| *portal.name != *bind.portal);
                     closed.retain(|name| **name != *bind.portal);
                     let (name, statement) = (bind.portal.into(), statement.clone());
-                    bound.push(Portal { name, statement, effect, is_settled: false });
+                    let (has_run, is_settled) = (false, false);
+                    bound.push(Portal { name, statement, effect, has_run, is_settled });
                 }
                 StepKind::Own(_) => run.on_unknown(),
                 StepKind::Portal(Message::Close) => {
@@ -74,16 +76,23 @@ impl Session {
                     let name = Execute::read(body)?.portal;
                     let of_name = |portal: &&Portal| *portal.name == *name;
                     if let Some(portal) = bound.iter_mut().find(|portal| of_name(&&**portal)) {
-                        run.effects.push_back(portal.take_effect());
+                        run.effects.push_back(portal.next_effect());
+                        portal.has_run = true;
                         continue;
                     }
-                    let held = self.attached.as_mut().map_or(&mut [][..], |held| &mut held.portals);
-                    let Some(portal) = held.iter_mut().find(|portal| of_name(&&**portal)) else {
+                    let held = self.attached.as_ref().map_or(&[][..], |held| &held.portals);
+                    let Some(portal) = held.iter().find(of_name) else {
                         // A cursor of the server's: reading from it changes nothing.
                         run.effects.push_back(Confirmed::Nothing);
                         continue;
                     };
-                    run.effects.push_back(portal.take_effect());
+                    // Noted on the portal only once it is sent: the batch may be refused, or looked
+                    // at again.
+                    run.effects.push_back(match ran.contains(&portal.name) {
+                        true => Confirmed::Nothing,
+                        false => portal.next_effect(),
+                    });
+                    ran.push(portal.name.clone());
                     let statement = portal.statement.clone();
                     let kept = self.facts(batch, &statement)?;
                     run.effect_of(self, &kept.analysis, &NoValues(&kept))?;
@@ -91,7 +100,7 @@ impl Session {
                 _ => {}
             }
         }
-        batch.bound = bound;
+        (batch.bound, batch.ran) = (bound, ran);
         self.find_sole(batch, run)?;
         run.check_aside()?;
         // What is parsed behind a setting in the same batch was looked at without it, in a later piece
