@@ -110,10 +110,9 @@ impl CommandTag {
         Self(tag)
     }
 
-    /// The tag is exactly `word`.
+    /// The tag is exactly `word`, as far as it is kept.
     pub fn is(&self, word: &str) -> bool {
-        let end = self.0.iter().position(|b| *b == 0).unwrap_or(self.0.len());
-        &self.0[..end] == word.as_bytes()
+        *self == Self::new(word.as_bytes())
     }
 }
 

@@ -329,6 +329,8 @@ pub(super) fn apply(
             ledger.discard_all();
             statements.clear();
         }
+        // A cursor has the name of a portal of control that is gone.
+        Confirmed::Control(control) if !is_said_of(&control, tag) => {}
         Confirmed::Control(control) => match control {
             Transaction::Begin(modes) => *block = Block::Server(modes),
             Transaction::Commit { .. } if tag.is("COMMIT") => ledger.commit(),
@@ -341,6 +343,19 @@ pub(super) fn apply(
         },
     }
     false
+}
+
+/// Is this what a server says that has done it?
+fn is_said_of(control: &Transaction, tag: server::CommandTag) -> bool {
+    match control {
+        Transaction::Begin(_) => tag.is("BEGIN") || tag.is("START TRANSACTION"),
+        // A failed one is rolled back.
+        Transaction::Commit { .. } => tag.is("COMMIT") || tag.is("ROLLBACK"),
+        Transaction::Rollback { .. } | Transaction::RollbackTo(_) => tag.is("ROLLBACK"),
+        Transaction::Savepoint(_) => tag.is("SAVEPOINT"),
+        Transaction::Release(_) => tag.is("RELEASE"),
+        Transaction::SetTransaction(_) | Transaction::SetConstraints => true,
+    }
 }
 
 /// Settings that `effect` takes to a default which is the session's and not the server's.

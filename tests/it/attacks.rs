@@ -169,6 +169,17 @@ fn search_path_is_never_another_than_pgward_thinks() {
             ]),
         ),
         (
+            "a cursor that has the name of a portal that ended",
+            behind_savepoint(vec![
+                [bind_to("c", "back"), sync()].concat(),
+                q("CLOSE c"),
+                q("DECLARE c CURSOR FOR SELECT 1"),
+                q(set),
+                [execute_portal("c", 0), sync()].concat(),
+                q(READ),
+            ]),
+        ),
+        (
             "a set_config that is suspended",
             in_block(vec![
                 [parse(set_config), bind(&[]), execute_portal("", 1), sync()].concat(),
