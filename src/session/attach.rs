@@ -102,6 +102,8 @@ impl Session {
             may_commit: false,
             pins: Pins::default(),
             pin_change: pins::Change::None,
+            may_set: false,
+            custom_names: Vec::new(),
             copying: None,
             has_doubtful_portals: false,
             portals: Vec::new(),
@@ -298,6 +300,8 @@ impl Session {
         attached.may_commit |= run.may_commit || (attached.may_end && run.is_write);
         attached.may_end |= run.may_end;
         attached.pin_change = attached.pin_change.max(run.pin_change);
+        attached.may_set |= run.is_opaque;
+        attached.custom_names.extend(run.custom_names.iter().cloned());
         if run.is_load {
             attached.pins.insert(Pin::Load);
         }

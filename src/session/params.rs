@@ -39,6 +39,17 @@ pub const OF_LITERALS: [&str; 8] = [
 const REPORTED: [&str; 3] =
     ["application_name", "client_encoding", "default_transaction_read_only"];
 
+/// The name of a custom setting (`app.clinician`), which no list of Postgres's has: it answers for one
+/// only by name. `None`: it is none.
+pub fn custom_name(bytes: &[u8]) -> Option<String> {
+    let is_word = |part: &str| {
+        part.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
+            && part.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '$'))
+    };
+    let text = std::str::from_utf8(bytes).ok().filter(|text| text.len() < 64)?;
+    (text.contains('.') && text.split('.').all(is_word)).then(|| text.to_ascii_lowercase())
+}
+
 /// Its value counts even where it ends with the transaction.
 fn is_kept_locally(name: &str) -> bool {
     is_of_names(name) || OF_LITERALS.contains(&name) || REPORTED.contains(&name)

@@ -4,6 +4,8 @@
 //! once its transaction is over: what it says is true whatever a function or a rolled back
 //! transaction did. Pure.
 
+use std::collections::BTreeMap;
+
 use crate::sql;
 
 /// What a server of PostgreSQL 13 or newer answers in words: the causes that it knows of. Names are
@@ -17,6 +19,27 @@ pub const QUESTION: &str = "SELECT pg_catalog.concat_ws(' ', \
         WHERE locktype OPERATOR(pg_catalog.=) 'advisory'::pg_catalog.text \
         AND pid OPERATOR(pg_catalog.=) pg_catalog.pg_backend_pid()) THEN 'lock' END, \
     CASE WHEN EXISTS (SELECT FROM pg_catalog.pg_cursors WHERE is_holdable) THEN 'cursor' END)";
+
+/// Asked with [`QUESTION`] where what ran may have set anything: a row `name=value` for each setting of
+/// the session, the role always among them.
+pub const SETTINGS_QUESTION: &str = " UNION ALL SELECT pg_catalog.concat(name, '=', \
+    pg_catalog.current_setting(name)) FROM pg_catalog.pg_settings \
+    WHERE source OPERATOR(pg_catalog.=) 'session'::pg_catalog.text \
+    UNION ALL SELECT pg_catalog.concat('role=', pg_catalog.current_setting('role')) \
+    UNION ALL SELECT pg_catalog.concat('session_authorization=', \
+        pg_catalog.current_setting('session_authorization'))";
+
+/// Splits the answer to both questions: the causes, and the settings by lower-case name.
+pub fn split_answer(rows: Vec<Option<String>>) -> (String, BTreeMap<String, String>) {
+    let (mut words, mut settings) = (String::new(), BTreeMap::new());
+    for row in rows.into_iter().flatten() {
+        match row.split_once('=') {
+            Some((name, value)) => drop(settings.insert(name.to_lowercase(), value.to_owned())),
+            None => words = row,
+        }
+    }
+    (words, settings)
+}
 
 /// One cause.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

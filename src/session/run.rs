@@ -27,6 +27,8 @@ pub(super) struct Run {
     pub may_end: bool,
     /// It may change what can't be seen.
     pub is_opaque: bool,
+    /// Parameters of what is opaque that may be names of custom settings.
+    pub custom_names: Vec<String>,
     /// What it may do to the causes for which the session keeps its server.
     pub pin_change: pins::Change,
     /// It loads a library, which nothing undoes.
@@ -97,6 +99,9 @@ pub(super) struct Change {
     pub is_local: bool,
 }
 
+/// As many parameters are looked at for names of settings.
+const CUSTOM_NAMES_MAX: u16 = 8;
+
 impl Run {
     /// A request for `route`; its statements come by [`Self::add`].
     pub fn new(route: Route) -> Self {
@@ -106,6 +111,7 @@ impl Run {
             may_commit: false,
             may_end: false,
             is_opaque: false,
+            custom_names: Vec::new(),
             pin_change: pins::Change::None,
             is_load: false,
             effects: VecDeque::new(),
@@ -282,6 +288,9 @@ impl Run {
             Effect::Discard(crate::sql::Discard::All) => Confirmed::DiscardAll,
             Effect::Opaque => {
                 self.is_opaque = true;
+                let texts = (1..=CUSTOM_NAMES_MAX).map_while(|n| values.param(n));
+                self.custom_names
+                    .extend(texts.filter_map(|(_, bytes)| params::custom_name(bytes?)));
                 self.may_commit = true;
                 self.may_end = true;
                 Confirmed::Nothing

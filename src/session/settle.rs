@@ -1,6 +1,8 @@
 //! The end of a request: keeps the server in a transaction, else lets it go; a server that died ends
 //! in one error that tells the truth.
 
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -38,13 +40,23 @@ impl Session {
         if !attached.resets.is_empty() {
             Box::pin(self.restore_startup(&mut attached, &running)).await;
         }
+        let mut settings = None;
         if running.ready == Some(TxnStatus::Idle) {
             // Boxed: most transactions leave nothing to ask.
             let change = std::mem::take(&mut attached.pin_change);
+            // What stands beside the client's block sets nothing.
+            let may_set = std::mem::take(&mut attached.may_set)
+                && !(self.has_own_server() || run.is_aside || run.is_own_batch);
             if change == pins::Change::MayBegin
                 || (change == pins::Change::MayEnd && !attached.pins.is_empty())
+                || may_set
             {
-                Box::pin(ask_for_pins(&mut attached, change)).await;
+                let question = match may_set {
+                    true => Cow::Owned(self.settings_question(&mut attached)),
+                    false => Cow::Borrowed(pins::QUESTION),
+                };
+                attached.may_set = may_set;
+                settings = Box::pin(ask_for_pins(&mut attached, change, &question)).await;
             }
             if self.mode == PoolMode::Session && self.is_chosen(&attached) {
                 attached.pins.insert(Pin::SessionMode);
@@ -52,9 +64,56 @@ impl Session {
         }
         let is_ready = running.ready.is_some();
         self.settle(attached, run, running);
+        // The role is always among them.
+        if let Some(settings) = settings.filter(|settings| settings.contains_key("role")) {
+            self.learn(settings);
+        }
         if is_ready && self.attached.is_none() {
             self.tell_settings_before_ready();
         }
+    }
+
+    /// [`pins::QUESTION`], and what the server's session has set: custom settings one by one.
+    fn settings_question(&self, attached: &mut Attached) -> String {
+        let known = self.ledger.settings().keys().filter(|name| name.contains('.')).cloned();
+        let names: BTreeSet<String> = attached.custom_names.drain(..).chain(known).collect();
+        let mut question = [pins::QUESTION, pins::SETTINGS_QUESTION].concat();
+        for name in names {
+            let (shown, name) =
+                (params::quote_literal(&format!("{name}=")), params::quote_literal(&name));
+            question.push_str(&format!(
+                " UNION ALL SELECT pg_catalog.concat({shown}, pg_catalog.current_setting({name}, true))"
+            ));
+        }
+        question
+    }
+
+    /// Takes over what a server's session has set, for the next server: a function may have done so.
+    /// Under guard not what decides how texts and names are read: there only what pgward has seen does.
+    fn learn(&mut self, mut found: BTreeMap<String, String>) {
+        let is_default = |name: &str, value: &str| match name {
+            "role" => value == "none",
+            "session_authorization" => value == &*self.user.server.user,
+            "search_path" => value == &*self.default_path,
+            // A custom setting that nobody has set.
+            _ => name.contains('.') && value.is_empty(),
+        };
+        let before = self.ledger.settings().clone();
+        found.retain(|name, value| before.contains_key(name) || !is_default(name, value));
+        if !self.is_unguarded() {
+            let is_read = |name: &String| params::is_of_names(name) || params::is_of_text(name);
+            found.retain(|name, _| !is_read(name));
+            let kept = before.iter().filter(|(name, _)| is_read(name));
+            found.extend(kept.map(|(name, value)| (name.clone(), value.clone())));
+        }
+        for name in before.keys().filter(|name| !found.contains_key(*name)) {
+            self.ledger.reset(name);
+        }
+        for (name, value) in found.iter().filter(|(name, value)| before.get(*name) != Some(value)) {
+            self.ledger.set(name, value);
+        }
+        self.ledger.commit();
+        self.renew_names();
     }
 
     /// Keeps the server in a transaction, else lets it go.
@@ -500,23 +559,29 @@ pub(super) fn send_sync(server: &mut ServerConn) {
     server.send(Message::Sync, Expect::Forward, frontend::write_sync);
 }
 
-/// Asks the server what keeps the session on it. A cancel that was meant for the request may hit the
-/// question; one that can't be answered is asked again after the next transaction.
-async fn ask_for_pins(attached: &mut Attached, change: pins::Change) {
+/// Asks the server what keeps the session on it, and where it may have set something for its settings.
+/// A cancel that was meant for the request may hit the question; one that can't be answered is asked again after the
+/// next transaction.
+async fn ask_for_pins(
+    attached: &mut Attached,
+    change: pins::Change,
+    question: &str,
+) -> Option<BTreeMap<String, String>> {
     let server = &mut *attached.checkout.server;
     for _ in 0..QUESTIONS_MAX {
-        let asked = server.run_beside(pins::QUESTION);
+        let asked = server.run_beside(question);
         match tokio::time::timeout(CANCEL_TIMEOUT, asked).await {
             Ok(Ok(Ok(rows))) => {
-                let words = rows.into_iter().flatten().next().unwrap_or_default();
+                let (words, settings) = pins::split_answer(rows);
                 attached.pins = attached.pins.on_answer(&words);
-                return;
+                return std::mem::take(&mut attached.may_set).then_some(settings);
             }
             Ok(Ok(Err(_))) => {}
             // It is gone, or as good as gone: what it kept is gone with it.
-            Ok(Err(_)) | Err(_) => return,
+            Ok(Err(_)) | Err(_) => return None,
         }
     }
     attached.pins.insert(Pin::Unsure);
     attached.pin_change = change;
+    None
 }

@@ -118,6 +118,53 @@ async fn what_is_rolled_back_keeps_nothing() {
 }
 
 #[tokio::test]
+async fn what_a_function_sets_follows_its_client() {
+    let ward = open_ward(&[ROUTE, ONE_SERVER, SHORT_WAIT]);
+    let (client, other) = (ward.connect().await, ward.connect().await);
+    let do_set = |name: &str, value: &str| {
+        format!("DO $$ BEGIN PERFORM set_config('{name}', '{value}', false); END $$")
+    };
+    let names = ["work_mem", "app.clinician", "DateStyle", "search_path", "role"];
+    let read = names.map(|name| format!("nullif(current_setting('{name}', true), '')")).join(", ");
+    let read = format!("SELECT concat_ws('|', {read})");
+    let fresh = value(&other, "SELECT current_setting('search_path')").await;
+    let path = fresh.clone();
+    // A custom setting that a server has had is empty there, not unset.
+    let fresh = format!("4MB|ISO, MDY|{fresh}|none");
+    let both = async |mine: &str, after: &str| {
+        let others = simple(&other, &read).await.expect("settings");
+        assert!(
+            others == [fresh.clone()] || others == ["NULL"],
+            "the other's after {after}: {others:?}"
+        );
+        assert_eq!(simple(&client, &read).await.expect("settings"), [mine], "after {after}");
+    };
+    // Custom settings are on no list: found are those of a bound name, and what becomes of them.
+    let bound = "SELECT set_config($1, $2, false)";
+    client.query(bound, &[&"app.clinician", &"six"]).await.expect("set_config");
+    both(&format!("4MB|six|ISO, MDY|{path}|none"), "a custom setting").await;
+    simple(&client, &do_set("app.clinician", "7 = seven")).await.expect("DO");
+    simple(&client, &do_set("work_mem", "9MB")).await.expect("DO");
+    simple(&client, &do_set("datestyle", "German")).await.expect("DO");
+    both(&format!("9MB|7 = seven|German, DMY|{path}|none"), "DO").await;
+    // Nobody can tell from the text which setting this is.
+    client.query(bound, &[&"search_path", &"pg_catalog"]).await.expect("set_config");
+    both("9MB|7 = seven|German, DMY|pg_catalog|none", "a bound name").await;
+    for (end, role) in [("ROLLBACK", "none"), ("COMMIT", "app")] {
+        for sql in ["BEGIN", "DO 'BEGIN SET ROLE app; END'", end] {
+            simple(&client, sql).await.unwrap_or_else(|error| panic!("{sql}: {}", tell(&error)));
+        }
+        both(&format!("9MB|7 = seven|German, DMY|pg_catalog|{role}"), end).await;
+    }
+    simple(&client, "DO 'BEGIN RESET ROLE; RESET work_mem; RESET search_path; END'")
+        .await
+        .expect("DO");
+    both(&format!("4MB|7 = seven|German, DMY|{path}|none"), "RESET in DO").await;
+    simple(&client, "DISCARD ALL").await.expect("DISCARD");
+    both(&fresh, "DISCARD ALL").await;
+}
+
+#[tokio::test]
 async fn a_pinned_client_that_leaves_leaves_nothing() {
     let ward = open_ward(&[ROUTE, ONE_SERVER]);
     for begin in [
