@@ -490,6 +490,33 @@ fn a_name_of_the_sessions_own_server_means_what_it_means_there() {
 }
 
 #[test]
+fn a_name_in_two_encodings_is_one_on_the_sessions_own_server() {
+    let (ward, mine, other) = bound_ward(SESSION);
+    let mut raw = Raw::connect(&ward);
+    let options = format!("-c pgward.hospital_id={mine}");
+    let body = format!("user\0app\0database\0hospital\0options\0{options}\0\0");
+    raw.send(&raw::packet(&[&0x0003_0000u32.to_be_bytes(), body.as_bytes()]));
+    raw.until(b'Z').expect("a login");
+    let (latin, utf) = (b"\xe9", "\u{e9}".as_bytes());
+    let keyed = format!("SELECT $1::text, name FROM patients WHERE hospital_id = '{mine}'");
+    let by_param = "SELECT name FROM patients WHERE hospital_id = $1";
+    let parse = |name: &[u8], sql: &str| message(b'P', &[name, b"\0", sql.as_bytes(), b"\0\0\0"]);
+    let values = [b"\0\0\0\x01\0\0\0\x24", other.as_bytes(), b"\0\0"].concat();
+    for request in [
+        query("SET client_encoding = 'LATIN1'"),
+        [parse(latin, &keyed), sync()].concat(),
+        query("SET client_encoding = 'UTF8'"),
+        [message(b'C', &[b"S", utf, b"\0"]), parse(utf, by_param), sync()].concat(),
+        query("SET client_encoding = 'LATIN1'"),
+        [message(b'B', &[b"\0", latin, b"\0", &values]), execute(), sync()].concat(),
+    ] {
+        raw.send(&request);
+        let answer = raw.until(b'Z').expect("an answer");
+        assert!(answer.iter().all(|m| m.tag != b'D'), "rows of another hospital: {answer:?}");
+    }
+}
+
+#[test]
 fn a_portal_of_a_failed_batch_is_gone() {
     let (ward, mine, _) = bound_ward(("pool", "pool_mode = \"transaction\""));
     let bind = |portal: &str, name: &str| {

@@ -62,7 +62,7 @@ impl Session {
             tag::BIND => self.look_at_bind(batch, body)?,
             tag::DESCRIBE => {
                 let named = Named::read_describe(&self.input.as_slice()[body])?;
-                self.check_name_length(named.kind, named.name)?;
+                self.check_spelling(named.kind, named.name)?;
                 match named.kind {
                     Kind::Statement if self.is_servers_own(named.name) => {
                         StepKind::Own(Message::Describe)
@@ -79,7 +79,7 @@ impl Session {
             }
             tag::EXECUTE => {
                 let execute = Execute::read(&self.input.as_slice()[body])?;
-                self.check_name_length(Kind::Portal, execute.portal)?;
+                self.check_spelling(Kind::Portal, execute.portal)?;
                 let name = execute.portal.to_vec();
                 self.portal_step(batch, Message::Execute, &name)?
             }
@@ -100,7 +100,7 @@ impl Session {
         body: Range<usize>,
     ) -> Result<StepKind, Trouble> {
         let parse = Parse::read(&self.input.as_slice()[body])?;
-        self.check_name_length(Kind::Statement, parse.name)?;
+        self.check_spelling(Kind::Statement, parse.name)?;
         let sql = match self.decode(parse.sql) {
             Ok(sql) => sql,
             Err(_) if self.has_own_server() && self.is_unguarded() => {
@@ -221,8 +221,8 @@ impl Session {
 
     fn look_at_bind(&mut self, batch: &mut Batch, body: Range<usize>) -> Result<StepKind, Trouble> {
         let bind = Bind::read(&self.input.as_slice()[body.clone()])?;
-        self.check_name_length(Kind::Statement, bind.statement)?;
-        self.check_name_length(Kind::Portal, bind.portal)?;
+        self.check_spelling(Kind::Statement, bind.statement)?;
+        self.check_spelling(Kind::Portal, bind.portal)?;
         if self.is_servers_own(bind.statement) {
             return Ok(StepKind::Own(Message::Bind));
         }
@@ -295,17 +295,19 @@ impl Session {
     }
 
     /// Postgres cuts names to 63 bytes: two that differ behind that are one to it, and would be two to
-    /// pgward. Shared statements have names of pgward's own, whatever the client calls them.
-    fn check_name_length(&self, kind: Kind, name: &[u8]) -> Result<(), Trouble> {
+    /// pgward. So are two spellings of one name, where client_encoding changes between them. Shared
+    /// statements have names of pgward's own, whatever the client calls them.
+    fn check_spelling(&self, kind: Kind, name: &[u8]) -> Result<(), Trouble> {
         let is_servers = kind == Kind::Portal || self.has_own_server();
-        match is_servers && name.len() > NAME_BYTES_MAX {
-            true => Err(refusals::unsupported(
-                "a name of more than 63 bytes",
-                "Use a shorter name for the statement or portal.",
-            )
-            .into()),
-            false => Ok(()),
-        }
+        let what = if is_servers && name.len() > NAME_BYTES_MAX {
+            "a name of more than 63 bytes"
+        } else if kind == Kind::Statement && is_servers && !name.is_ascii() && !self.is_unguarded()
+        {
+            "a statement's name with other than ASCII characters in session mode"
+        } else {
+            return Ok(());
+        };
+        Err(refusals::unsupported(what, "Use another name for the statement or portal.").into())
     }
 
     /// A name that pgward has not heard of, and the session's own server may have (PREPARE).
@@ -352,7 +354,7 @@ impl Session {
         body: Range<usize>,
     ) -> Result<StepKind, Trouble> {
         let named = Named::read_close(&self.input.as_slice()[body])?;
-        self.check_name_length(named.kind, named.name)?;
+        self.check_spelling(named.kind, named.name)?;
         Ok(match named.kind {
             Kind::Statement => {
                 self.statements.remove(named.name);
