@@ -91,7 +91,13 @@ impl Session {
             let metrics = self.services.metrics.of(checkout.shard.0, ServerRole::Replica);
             metrics.on_fallback(Fallback::Stale);
         }
-        self.was_unguarded = self.is_unguarded();
+        let is_unguarded = self.is_unguarded();
+        if self.was_unguarded && !is_unguarded {
+            // A guard has come while it waited, and nobody has read the request.
+            give_back(checkout, &self.client);
+            return Err(Unattached::End(End::Fatal(refusals::drained())));
+        }
+        self.was_unguarded = is_unguarded;
         let bound = Bound { hospital, shard: checkout.shard, role: checkout.role };
         let mut attached = Box::new(Attached {
             checkout,

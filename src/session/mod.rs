@@ -132,7 +132,7 @@ pub struct Session {
     mode: PoolMode,
     /// See [`Self::has_own_server`].
     is_own: bool,
-    /// Nothing was guarded when it got the server that it holds.
+    /// Nothing was guarded when it got the server that it holds, or its request was looked at.
     was_unguarded: bool,
     /// Its login has been answered: before that drivers take no notices.
     is_greeted: bool,
@@ -305,9 +305,7 @@ impl Session {
 
     /// Handles every whole request in the input.
     async fn work(&mut self) -> Result<(), End> {
-        if self.is_from_before_guard() {
-            return Err(End::Fatal(refusals::drained()));
-        }
+        self.check_guard()?;
         if self.attached.is_some() {
             self.take_server_news().await?;
         } else if self.pinned.is_some() {
@@ -328,6 +326,7 @@ impl Session {
                 continue;
             }
             let Some((tag, total)) = whole_frame(self.input.as_slice(), limit)? else { break };
+            self.check_guard()?;
             match tag {
                 frontend::tag::QUERY => self.on_query(total).await?,
                 frontend::tag::TERMINATE => return Err(End::Client),
@@ -356,6 +355,17 @@ impl Session {
         let pipeline = attached.checkout.server.pipeline();
         let is_asked = batch::is_copy(tag) && !self.is_skipping && !pipeline.is_empty();
         pipeline.copy() == Copy::In || is_asked
+    }
+
+    /// To be asked ahead of each request: a guard may have come since the last one, or gone.
+    fn check_guard(&mut self) -> Result<(), End> {
+        if self.is_from_before_guard() {
+            return Err(End::Fatal(refusals::drained()));
+        }
+        if !self.is_own && self.attached.is_none() && self.pinned.is_none() {
+            self.was_unguarded = self.is_unguarded();
+        }
+        Ok(())
     }
 
     /// Its server may have under a name, or as a setting, what pgward has not read, and what is

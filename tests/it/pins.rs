@@ -726,3 +726,41 @@ async fn what_ran_unguarded_is_not_kept_behind_a_guard() {
         }
     }
 }
+
+#[tokio::test]
+async fn a_guard_that_comes_amid_requests_counts_for_those_behind() {
+    let shards = shards();
+    let map = one_shard_map(shards.primary.port(), "shard0");
+    let options = WardOptions { map: Some(map), config: &[TRUST, ROUTE, ONE_SERVER] };
+    let ward = Ward::start(shards, &options);
+    let console = ward.console().await;
+    let begun = "BEGIN; DO 'BEGIN SET search_path = pg_temp; END'";
+    // In one write, the first still running when the guard comes.
+    let mut running = Raw::login(&ward);
+    let slow = query(&format!("{begun}; SELECT pg_sleep(1)"));
+    running.send(&[slow, query("SELECT 1")].concat());
+    eventually("it runs", async || {
+        simple(&console, "SHOW SERVERS")
+            .await
+            .is_ok_and(|rows| rows.iter().any(|row| row.contains("active")))
+    })
+    .await;
+    // The one server is taken: this one waits for it.
+    let mut waiting = Raw::login(&ward);
+    waiting.send(&[query(begun), query("SELECT 1")].concat());
+    eventually("it waits", async || {
+        simple(&console, "SHOW CLIENTS")
+            .await
+            .is_ok_and(|rows| rows.iter().any(|row| row.contains("waiting")))
+    })
+    .await;
+    ward.configure(&[TRUST, ("guard", "mode = \"strict\""), ONE_SERVER]);
+    simple(&console, "RELOAD").await.unwrap_or_else(|error| panic!("{}", tell(&error)));
+    let rest = running.until_closed();
+    let behind = rest.iter().skip_while(|message| message.tag != b'Z').collect::<Vec<_>>();
+    assert_eq!(behind.last().expect("its end").sqlstate(), "57P01", "{rest:?}");
+    assert!(behind.iter().all(|message| message.tag != b'D'), "{rest:?}");
+    let rest = waiting.until_closed();
+    assert_eq!(rest.len(), 1, "{rest:?}");
+    assert_eq!(rest[0].sqlstate(), "57P01", "{rest:?}");
+}
