@@ -24,13 +24,14 @@ pub fn is_of_names(name: &str) -> bool {
 
 /// Settings that decide what literals in a statement mean. They are read when it is parsed, so
 /// sessions that differ in one share no prepared statement.
-pub const OF_LITERALS: [&str; 8] = [
+pub const OF_LITERALS: [&str; 9] = [
     "array_nulls",
     "datestyle",
     "intervalstyle",
     "lc_monetary",
     "standard_conforming_strings",
     "timezone",
+    "timezone_abbreviations",
     "transform_null_equals",
     "xmloption",
 ];

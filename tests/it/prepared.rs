@@ -501,3 +501,16 @@ fn a_clients_statements_are_bounded_by_bytes() {
     assert_eq!(ask(&mut raw, &query("DEALLOCATE ALL")), "CZ");
     assert_eq!(ask(&mut raw, &parse("b", 2)), "1Z");
 }
+
+#[test]
+fn clients_who_read_a_literal_otherwise_share_no_statement() {
+    let ward = open_ward("literals", "CREATE TABLE t (x int)");
+    let sql = "SELECT extract(hour FROM '2020-01-01 12:00 EST'::timestamptz AT TIME ZONE 'UTC')";
+    let mut there = Raw::login(&ward);
+    assert_eq!(ask(&mut there, &query("SET timezone_abbreviations = 'Australia'")), "CZ");
+    for (raw, hour) in [(&mut there, "2"), (&mut Raw::login(&ward), "17")] {
+        assert_eq!(ask(raw, &[named("s", sql), sync()].concat()), "1Z");
+        assert_eq!(first(raw, &run("s")), hour);
+    }
+    assert_eq!(first(&mut there, &run("s")), "2");
+}
