@@ -225,7 +225,8 @@ async fn what_names_no_hospital_or_two_is_refused_with_a_hint() {
         ("SELECT * FROM pg_stats".to_owned(), "42501", "pg_stats"),
         ("LISTEN x".to_owned(), "PW001", "LISTEN"),
         ("COPY patients FROM STDIN".to_owned(), "PW001", "COPY"),
-        ("CREATE TEMP TABLE t (n int)".to_owned(), "0A000", ""),
+        ("CREATE TEMP TABLE t (n int)".to_owned(), "PW001", "temporary table"),
+        ("CREATE TABLE t (n int)".to_owned(), "0A000", "CREATE TABLE"),
         (
             format!("UPDATE patients SET hospital_id = '{two}' WHERE hospital_id = '{one}'"),
             "0A000",
