@@ -3,7 +3,7 @@
 
 use tokio_postgres::Client;
 
-use crate::support::raw::{Message, Raw, bind, execute, flush, parse, query, sync};
+use crate::support::raw::{Message, Raw, bind, execute, flush, message, parse, query, sync};
 use crate::support::*;
 
 const ONE_SERVER: (&str, &str) = ("pool", "default_pool_size = 1");
@@ -14,6 +14,18 @@ const STALE: (&str, &str) = ("health", "catalog_refresh_s = 3600");
 
 fn ward(config: &[(&str, &str)]) -> Ward {
     Ward::start(shards(), &WardOptions { config, ..Default::default() })
+}
+
+fn parse_as(name: &str, sql: &str) -> Vec<u8> {
+    message(b'P', &[name.as_bytes(), b"\0", sql.as_bytes(), b"\0\0\0"])
+}
+
+fn bind_to(portal: &str, name: &str) -> Vec<u8> {
+    message(b'B', &[portal.as_bytes(), b"\0", name.as_bytes(), b"\0\0\0\0\0\0\0"])
+}
+
+fn describe(name: &str) -> Vec<u8> {
+    message(b'D', &[b"S", name.as_bytes(), b"\0"])
 }
 
 async fn run(client: &Client, statements: &[&str]) {
@@ -116,8 +128,10 @@ fn a_name_that_may_be_another_tables_by_then_is_refused() {
         |first: &str| vec![[member(first), flush()].concat(), [member(steal), sync()].concat()];
     let make = || vec![query("CREATE TEMP TABLE stolen (name text)")];
     let in_block = || vec![query("BEGIN"), query("CREATE TEMP TABLE stolen (name text)")];
+    let in_savepoint = || [vec![query("BEGIN"), query("SAVEPOINT a")], make()].concat();
+    let back = || vec![query("ROLLBACK TO a")];
     let at_commit = "CREATE TEMP TABLE stolen (name text) ON COMMIT DROP";
-    for (n, (name, before, requests)) in [
+    for ((name, before, requests), n) in [
         ("no temporary table", vec![], vec![query(steal)]),
         ("DROP in the batch", make(), with_select("DROP TABLE stolen")),
         ("DROP in an earlier piece", make(), in_pieces("DROP TABLE stolen")),
@@ -125,6 +139,25 @@ fn a_name_that_may_be_another_tables_by_then_is_refused() {
         ("ROLLBACK in the batch", in_block(), with_select("ROLLBACK")),
         ("ROLLBACK in an earlier piece", in_block(), in_pieces("ROLLBACK")),
         ("COMMIT", vec![query("BEGIN"), query(at_commit)], in_pieces("COMMIT")),
+        (
+            "parsed behind DROP",
+            [make(), vec![query("BEGIN"), query("SAVEPOINT a")]].concat(),
+            vec![
+                [member("DROP TABLE stolen"), parse_as("s", steal), sync()].concat(),
+                query("ROLLBACK TO a"),
+                [bind_to("", "s"), execute(), sync()].concat(),
+            ],
+        ),
+        (
+            "described while it is away",
+            [in_savepoint(), vec![[parse_as("s", steal), sync()].concat()], back()].concat(),
+            vec![
+                [describe("s"), sync()].concat(),
+                query("ROLLBACK TO a"),
+                query("CREATE TEMP TABLE stolen (name text)"),
+                [bind_to("", "s"), execute(), sync()].concat(),
+            ],
+        ),
         ("one query string", make(), vec![query("DROP TABLE stolen; SELECT name FROM stolen")]),
         (
             "a failed block",
@@ -138,7 +171,7 @@ fn a_name_that_may_be_another_tables_by_then_is_refused() {
         ),
     ]
     .into_iter()
-    .enumerate()
+    .zip('a'..)
     {
         // A table of all hospitals, made beside pgward, which has not heard of it. Names of one length:
         // they stand in messages.

@@ -201,8 +201,8 @@ impl Session {
         }
     }
 
-    /// Parse sends text to a server with no hospital known. What is wrong with it whatever the
-    /// values are is said at once; the rest is Bind's.
+    /// Parse and Describe send text to a server with no hospital known. What is wrong with it
+    /// whatever the values are is said at once; the rest is Bind's.
     fn check_parse(&self, batch: &Batch, kept: &Kept) -> Result<(), Trouble> {
         if self.is_unguarded() {
             return Ok(());
@@ -212,6 +212,9 @@ impl Session {
             return Ok(());
         }
         let is_unknown = kept.analysis.statements.iter().any(|s| s.unknown_names);
+        if is_unknown && batch.changes_names {
+            return Err(names_have_changed());
+        }
         match self.decide(&batch.snapshot, &kept.analysis, &NoValues(kept), None) {
             Err(refusal) if is_unknown => Err(Trouble::Unknown(refusal)),
             Err(refusal) => Err(Trouble::Refused(refusal)),
@@ -239,11 +242,7 @@ impl Session {
             self.check_prepared(&batch.snapshot, &body)?;
         }
         if batch.changes_names && !self.is_unguarded() {
-            return Err(refusals::unsupported(
-                "search_path, role or a temporary table changed ahead of other statements in one batch",
-                "Send Sync behind it.",
-            )
-            .into());
+            return Err(names_have_changed());
         }
         let is_unknown = kept.analysis.statements.iter().any(|s| s.unknown_names);
         let place = self.place(batch, &kept);
@@ -325,6 +324,9 @@ impl Session {
         let (statement, kept, _) = self.resolved(&batch.snapshot, statement, kept)?;
         Ok(match self.place(batch, &kept) {
             Place::Server => {
+                // The server looks its names up once more, and a Bind finds what that has found, though a
+                // temporary table be made in between.
+                self.check_parse(batch, &kept)?;
                 batch.needs_server = true;
                 batch.uses(&statement, !name.is_empty(), self.statements.told(&name));
                 if !self.has_own_server() {
@@ -393,6 +395,12 @@ pub(super) fn changes_names(effect: &Confirmed, may_undo: bool) -> bool {
         Confirmed::ResetAll | Confirmed::Temporary(_) => true,
         _ => false,
     }
+}
+
+fn names_have_changed() -> Trouble {
+    let what =
+        "search_path, role or a temporary table changed ahead of other statements in one batch";
+    refusals::unsupported(what, "Send Sync behind it.").into()
 }
 
 /// A name as the client wrote it, for an error about it.
