@@ -64,7 +64,7 @@ fn attack(ward: &Ward, options: &str, refused: bool, parts: &[Vec<u8>]) -> Optio
         let Some(messages) = raw.until(b'Z') else { break };
         for message in &messages {
             let has_leak = message.body.windows(LEAK.len()).any(|bytes| bytes == LEAK);
-            if message.tag == b'D' && has_leak {
+            if matches!(message.tag, b'D' | b'd') && has_leak {
                 return Some("read patients of all hospitals");
             }
         }
@@ -105,6 +105,11 @@ fn search_path_is_never_another_than_pgward_thinks() {
     let begin = || [q("BEGIN"), q(&keyed)].to_vec();
     let mut wrong: Vec<String> = Vec::new();
     let in_block = |rest: Vec<Vec<u8>>| [begin(), rest].concat();
+
+    // Bound under one search_path and run under another.
+    let late = |sql: &str| {
+        [parse_as("s", sql), bind_to("p", "s"), run(set), execute_portal("p", 0), sync()].concat()
+    };
 
     // A portal that sets, and a savepoint behind it that ROLLBACK TO leaves it alive at.
     let behind_savepoint = |rest: Vec<Vec<u8>>| {
@@ -233,6 +238,15 @@ fn search_path_is_never_another_than_pgward_thinks() {
                 q("SELECT set_config('search_path', 'public', false), generate_series(1, 0) + 1"),
                 q(READ),
             ]),
+        ),
+        ("COPY in a portal", vec![late("COPY regions TO STDOUT")]),
+        (
+            "COPY of a query in a portal",
+            in_block(vec![late("COPY (SELECT * FROM regions) TO STDOUT")]),
+        ),
+        (
+            "EXECUTE in a portal",
+            vec![q("PREPARE e AS SELECT name FROM regions"), late("EXECUTE e")],
         ),
         (
             "a savepoint that was released",

@@ -130,6 +130,12 @@ fn a_name_that_may_be_another_tables_by_then_is_refused() {
     let in_block = || vec![query("BEGIN"), query("CREATE TEMP TABLE stolen (name text)")];
     let in_savepoint = || [vec![query("BEGIN"), query("SAVEPOINT a")], make()].concat();
     let back = || vec![query("ROLLBACK TO a")];
+    let late = |sql: &str| {
+        let bound = [parse_as("s", sql), bind_to("p", "s")].concat();
+        let run = message(b'E', &[b"p\0\0\0\0\0"]);
+        vec![[bound, member("DROP TABLE stolen"), run, sync()].concat()]
+    };
+    let prepare = "PREPARE e AS SELECT name FROM stolen";
     let at_commit = "CREATE TEMP TABLE stolen (name text) ON COMMIT DROP";
     for ((name, before, requests), n) in [
         ("no temporary table", vec![], vec![query(steal)]),
@@ -158,6 +164,8 @@ fn a_name_that_may_be_another_tables_by_then_is_refused() {
                 [bind_to("", "s"), execute(), sync()].concat(),
             ],
         ),
+        ("COPY in a portal", make(), late("COPY stolen TO STDOUT")),
+        ("EXECUTE in a portal", [make(), vec![query(prepare)]].concat(), late("EXECUTE e")),
         ("one query string", make(), vec![query("DROP TABLE stolen; SELECT name FROM stolen")]),
         (
             "a failed block",
@@ -201,7 +209,7 @@ fn a_name_that_may_be_another_tables_by_then_is_refused() {
             answers.extend(raw.until(b'Z').unwrap_or_else(|| panic!("{name}: {answers:?}")));
         }
         let shows = |body: &[u8]| body.windows(7).any(|at| at == b"Patient");
-        assert!(!answers.iter().any(|m| m.tag == b'D' && shows(&m.body)), "{name}");
+        assert!(!answers.iter().any(|m| matches!(m.tag, b'D' | b'd') && shows(&m.body)), "{name}");
         assert!(answers.iter().any(|m| m.tag == b'E'), "{name}: refused by nobody");
     }
 }

@@ -255,6 +255,16 @@ impl Session {
                 )
                 .into());
             }
+            if !bind.portal.is_empty()
+                && is_looked_up_late(&statement, &kept)
+                && !self.is_unguarded()
+            {
+                return Err(refusals::unsupported(
+                    "COPY, EXECUTE, TRUNCATE or ANALYZE in a portal with a name",
+                    "Bind it to the unnamed portal.",
+                )
+                .into());
+            }
             let values = BindValues::new(bind, &kept);
             let bound = batch.route.and_then(bound_of);
             match self.decide(&batch.snapshot, &kept.analysis, &values, bound) {
@@ -395,6 +405,13 @@ pub(super) fn changes_names(effect: &Confirmed, may_undo: bool) -> bool {
         Confirmed::ResetAll | Confirmed::Temporary(_) => true,
         _ => false,
     }
+}
+
+/// Whether the server looks up its names when it runs, and not when it is bound: by then they may mean
+/// something else. The unnamed portal goes with what could change that.
+fn is_looked_up_late(statement: &Statement, kept: &Kept) -> bool {
+    let is_late = |command| matches!(command, "COPY" | "TRUNCATE TABLE" | "ANALYZE");
+    statement.executes().is_some() || kept.analysis.statements.iter().any(|of| is_late(of.command))
 }
 
 fn names_have_changed() -> Trouble {
