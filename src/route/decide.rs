@@ -32,6 +32,17 @@ pub fn decide(
     policy.place(&asked, hospital)
 }
 
+/// What [`decide`] refuses whatever the values are, for a text that does not run yet.
+pub fn admit(
+    analysis: &Analysis,
+    session: &SessionView<'_>,
+    map: &ShardMap,
+) -> Result<(), Refusal> {
+    let policy = Policy::new(session, map);
+    let mut problems = analysis.statements.iter().flat_map(|statement| &statement.problems);
+    problems.try_for_each(|problem| policy.admit(problem))
+}
+
 /// Hospitals named so far.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Named {

@@ -16,7 +16,7 @@ pub mod refusals;
 #[cfg(test)]
 mod tests;
 
-pub use decide::decide;
+pub use decide::{admit, decide};
 
 use std::borrow::Cow;
 

@@ -152,7 +152,7 @@ impl Session {
         let kept = match before.prepares() {
             Some(prepare) => {
                 self.check_name(prepare.name.as_bytes(), &rewrite.of).map_err(plain)?;
-                self.check_prepared(snapshot, &body).map_err(|refusal| (refusal, is_unknown))?;
+                self.check_prepared(&body).map_err(|refusal| (refusal, is_unknown))?;
                 let of = rewrite.of.clone();
                 effect = Some(Confirmed::Prepared(prepare.name.as_str().into(), of));
                 kept.preparing(&body)
@@ -173,16 +173,11 @@ impl Session {
     }
 
     /// A statement that no login could ever run is refused when it is prepared.
-    pub(super) fn check_prepared(
-        &self,
-        snapshot: &Snapshot,
-        kept: &Kept,
-    ) -> Result<(), ErrorReply> {
-        let has_problems = kept.analysis.statements.iter().any(|s| !s.problems.is_empty());
-        if self.is_unguarded() || !has_problems {
-            return Ok(());
+    pub(super) fn check_prepared(&self, kept: &Kept) -> Result<(), ErrorReply> {
+        match self.is_unguarded() {
+            true => Ok(()),
+            false => self.admit(&kept.analysis),
         }
-        self.decide(snapshot, &kept.analysis, &NoValues(kept), None).map(drop)
     }
 
     /// The statement that is sent for a client's: another where that is a PREPARE or an EXECUTE,

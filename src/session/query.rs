@@ -351,6 +351,16 @@ impl Session {
         }
     }
 
+    /// As [`Self::decide`], of a text that is only parsed: its values are not known.
+    pub(super) fn admit(&self, analysis: &Analysis) -> Result<(), ErrorReply> {
+        let config = self.services.config.load();
+        let view = self.view(&config, self.attached.as_ref().map(|attached| attached.bound));
+        match &self.attached {
+            Some(attached) => crate::route::admit(analysis, &view, &attached.map),
+            None => crate::route::admit(analysis, &view, &self.services.map.peek()),
+        }
+    }
+
     /// Runs the Query or FunctionCall at the front of the input, and takes it off.
     async fn run_query(&mut self, message: Message, total: usize, mut run: Run) -> Result<(), End> {
         run.is_aside = matches!((&self.block, run.route), (Block::Pending(_), Route::Any { .. }));

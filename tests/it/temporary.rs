@@ -56,6 +56,16 @@ async fn rows_are_staged_in_a_temporary_table() {
     let found = client.query(&read.expect("a statement"), &[&900_i64]).await.expect("rows");
     assert_eq!(found.iter().map(|row| row.get::<_, i64>(0)).collect::<Vec<_>>(), [901, 902]);
 
+    // Also where its hospital is a parameter, which nobody knows yet.
+    let count =
+        "SELECT count(*) FROM patients LEFT JOIN staged USING (id) WHERE patients.hospital_id = $1";
+    let text = count.replace("$1", "$1::text::uuid");
+    let counts = client.prepare(&text).await.expect("a statement");
+    let found = client.query_one(&counts, &[&here.to_string()]).await.expect("a row");
+    assert_eq!(found.get::<_, i64>(0), 2);
+    run(&client, &[&format!("PREPARE counts (uuid) AS {count}")]).await;
+    assert_eq!(value(&client, &format!("EXECUTE counts ('{here}')")).await, "2");
+
     // What goes on into the sharded table shows its hospital, whatever the staged row says.
     let insert = "INSERT INTO patients (hospital_id, id, mrn, name) SELECT";
     assert_eq!(refusal(&client, &format!("{insert} * FROM staged")).await.0, "PW001");

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use bytes::BytesMut;
 
 use super::{
-    BIND_COMPLETE, Batch, BindValues, CLOSE_COMPLETE, LookedPortal, NoValues, PARSE_COMPLETE,
-    Place, Step, StepKind, Trouble,
+    BIND_COMPLETE, Batch, BindValues, CLOSE_COMPLETE, LookedPortal, PARSE_COMPLETE, Place, Step,
+    StepKind, Trouble,
 };
 use crate::route::{Bound, Role, Route, refusals};
 use crate::server::Message;
@@ -207,19 +207,17 @@ impl Session {
         if self.is_unguarded() {
             return Ok(());
         }
-        let problems = kept.analysis.statements.iter().flat_map(|s| s.problems.first());
-        if problems.clone().next().is_none() {
+        if kept.analysis.statements.iter().all(|s| s.problems.is_empty()) {
             return Ok(());
         }
         let is_unknown = kept.analysis.statements.iter().any(|s| s.unknown_names);
         if is_unknown && batch.changes_names {
             return Err(names_have_changed());
         }
-        match self.decide(&batch.snapshot, &kept.analysis, &NoValues(kept), None) {
-            Err(refusal) if is_unknown => Err(Trouble::Unknown(refusal)),
-            Err(refusal) => Err(Trouble::Refused(refusal)),
-            Ok(_) => Ok(()),
-        }
+        self.admit(&kept.analysis).map_err(|refusal| match is_unknown {
+            true => Trouble::Unknown(refusal),
+            false => Trouble::Refused(refusal),
+        })
     }
 
     fn look_at_bind(&mut self, batch: &mut Batch, body: Range<usize>) -> Result<StepKind, Trouble> {
@@ -239,7 +237,7 @@ impl Session {
         }
         if let Some(made) = statement.makes() {
             let body = self.facts(batch, made)?;
-            self.check_prepared(&batch.snapshot, &body)?;
+            self.check_prepared(&body)?;
         }
         if batch.changes_names && !self.is_unguarded() {
             return Err(names_have_changed());
