@@ -161,6 +161,9 @@ impl Session {
     ) -> Result<Local, ErrorReply> {
         use crate::sql::Transaction;
         if matches!(answer, Answer::Tag(_)) {
+            if !matches!(control, Transaction::Begin(_)) {
+                self.ledger.on_control();
+            }
             match control {
                 Transaction::Commit { .. } if was_pending => self.ledger.commit(),
                 Transaction::Commit { .. } | Transaction::Rollback { .. } => self.ledger.rollback(),

@@ -121,7 +121,6 @@ impl Session {
             has_ddl: false,
             named: Vec::new(),
             has_failed: false,
-            ledger_before: None,
             encoding: None,
             reported: Vec::new(),
             resets: Vec::new(),

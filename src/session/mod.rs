@@ -146,8 +146,8 @@ pub struct Session {
     skip_bytes: usize,
     /// The server of the open transaction died while nothing ran: the next request is told.
     loss: Option<Box<ErrorReply>>,
-    /// The settings before the open batch: pieces of it were answered here, and it may fail yet.
-    ledger_before: Option<Box<Ledger>>,
+    /// The hospital before the open batch, a piece of which has set it here: it may fail yet.
+    hospital_before: Option<params::HospitalMark>,
 }
 
 /// A server that the session holds.
@@ -193,8 +193,6 @@ pub(crate) struct Attached {
     named: batch::GivenNames,
     /// Something failed since the last ReadyForQuery: the server skips up to Sync, and rolls back.
     has_failed: bool,
-    /// The settings before a batch that has failed, which go with it.
-    ledger_before: Option<Box<Ledger>>,
     /// The client_encoding that it reported last, whatever set it.
     encoding: Option<Encoding>,
     /// Settings that it reported since the last ReadyForQuery.

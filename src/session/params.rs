@@ -124,6 +124,16 @@ pub struct Ledger {
     local: Arc<BTreeMap<String, Option<String>>>,
     temporary: Arc<TemporaryTables>,
     log: Vec<Undo>,
+    /// Times that transaction control other than BEGIN took place.
+    controls: u64,
+}
+
+/// The session's hospital at one moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HospitalMark {
+    session: Option<HospitalId>,
+    local: Option<Option<HospitalId>>,
+    controls: u64,
 }
 
 #[derive(Debug, Clone)]
@@ -309,6 +319,26 @@ impl Ledger {
     /// RESET of the hospital: the value of the start.
     pub fn reset_hospital(&mut self, is_local: bool) {
         self.set_hospital(self.startup_hospital, is_local);
+    }
+
+    /// The hospital as it is now, for [`Self::return_to`].
+    pub fn hospital_mark(&self) -> HospitalMark {
+        let (session, local) = (self.hospital, self.local_hospital);
+        HospitalMark { session, local, controls: self.controls }
+    }
+
+    /// What came behind `mark` has failed. The hospital is set when a batch is looked at, and
+    /// transaction control takes place when the server says so: where there was any, nobody can say
+    /// what of the two came first, and the session is for no hospital.
+    pub fn return_to(&mut self, mark: HospitalMark) {
+        let is_known = mark.controls == self.controls;
+        self.hospital = mark.session.filter(|_| is_known);
+        self.local_hospital = mark.local.filter(|_| is_known);
+    }
+
+    /// Transaction control other than BEGIN took place.
+    pub fn on_control(&mut self) {
+        self.controls += 1;
     }
 
     /// A SET of the session takes the place of a SET LOCAL before it.

@@ -47,7 +47,7 @@ impl Session {
                 return Ok(());
             }
         }
-        self.ledger_before = None;
+        self.hospital_before = None;
         if let Some(loss) = self.take_loss(self.is_rollback(total)) {
             self.input.advance(total);
             self.refuse(loss);
@@ -83,7 +83,7 @@ impl Session {
             self.input.advance(total);
             return Ok(());
         }
-        self.ledger_before = None;
+        self.hospital_before = None;
         let refusal = match (self.take_loss(false), &self.block) {
             (Some(loss), _) => Some(loss),
             (None, Block::Failed(_)) => Some(refusals::in_failed_transaction()),

@@ -342,16 +342,23 @@ pub(super) fn apply(
         Confirmed::Control(control) if !is_said_of(&control, tag) => {}
         Confirmed::Control(control) => match control {
             Transaction::Begin(modes) => *block = Block::Server(modes),
-            Transaction::Commit { .. } if tag.is("COMMIT") => ledger.commit(),
-            // COMMIT of a failed transaction is a ROLLBACK, and says so.
-            Transaction::Commit { .. } | Transaction::Rollback { .. } => ledger.rollback(),
-            Transaction::Savepoint(name) => ledger.savepoint(&name),
-            Transaction::Release(name) => ledger.release(&name),
-            Transaction::RollbackTo(name) => ledger.rollback_to(&name),
-            _ => {}
+            control => apply_control(ledger, control, tag),
         },
     }
     false
+}
+
+fn apply_control(ledger: &mut params::Ledger, control: Transaction, tag: server::CommandTag) {
+    ledger.on_control();
+    match control {
+        Transaction::Commit { .. } if tag.is("COMMIT") => ledger.commit(),
+        // COMMIT of a failed transaction is a ROLLBACK, and says so.
+        Transaction::Commit { .. } | Transaction::Rollback { .. } => ledger.rollback(),
+        Transaction::Savepoint(name) => ledger.savepoint(&name),
+        Transaction::Release(name) => ledger.release(&name),
+        Transaction::RollbackTo(name) => ledger.rollback_to(&name),
+        _ => {}
+    }
 }
 
 /// Is this what a server says that has done it?

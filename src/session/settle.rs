@@ -266,17 +266,11 @@ impl Session {
         }
     }
 
-    /// Lets a server go that owes nothing, or keeps it if the session is pinned to it, and with it
-    /// goes what a failed batch had set.
-    pub(super) fn release(&mut self, mut attached: Box<Attached>) {
-        let ledger_before = attached.ledger_before.take();
+    /// Lets a server go that owes nothing, or keeps it if the session is pinned to it.
+    pub(super) fn release(&mut self, attached: Box<Attached>) {
         match attached.pins.is_empty() || !attached.checkout.server.is_settled() {
             true => self.unpin(attached),
             false => self.keep(attached),
-        }
-        if let Some(ledger) = ledger_before {
-            self.ledger = *ledger;
-            self.renew_names();
         }
     }
 
@@ -540,6 +534,7 @@ impl Session {
         } else if matches!(self.block, Block::Server(_)) {
             self.block.lose();
         }
+        self.take_back_hospital();
         self.ledger.rollback();
         self.renew_names();
         Ok(())

@@ -142,7 +142,7 @@ pub async fn welcome(
         written_at: 1,
         skip_bytes: 0,
         loss: None,
-        ledger_before: None,
+        hospital_before: None,
         user: login.user,
         client,
         services,

@@ -54,13 +54,18 @@ fn login(ward: &Ward, options: &str) -> Raw {
     raw
 }
 
-/// Sends `parts`, each ended by a Query or Sync, and looks at all that comes back: what went wrong, if
+/// Sends `parts`, each ended by a Query, Sync or Flush, and looks at all that comes back: what went wrong, if
 /// anything, where something was to be `refused`.
 fn attack(ward: &Ward, options: &str, refused: bool, parts: &[Vec<u8>]) -> Option<&'static str> {
     let mut raw = login(ward, options);
     let mut states = Vec::new();
     for part in parts {
         raw.send(part);
+        if part.ends_with(&flush()) {
+            // Its replies come with those of the next part; pgward has it by then.
+            std::thread::sleep(std::time::Duration::from_millis(100));
+            continue;
+        }
         let Some(messages) = raw.until(b'Z') else { break };
         for message in &messages {
             let has_leak = message.body.windows(LEAK.len()).any(|bytes| bytes == LEAK);
@@ -101,6 +106,7 @@ fn search_path_is_never_another_than_pgward_thinks() {
     let (shards, ward, keyed) = set_up();
     let q = |sql: &str| query(sql);
     let set = "SET search_path = wide";
+    let reset = "RESET pgward.hospital_id";
     let set_config = "SELECT set_config('search_path', 'wide', false)";
     let begin = || [q("BEGIN"), q(&keyed)].to_vec();
     let mut wrong: Vec<String> = Vec::new();
@@ -271,6 +277,37 @@ fn search_path_is_never_another_than_pgward_thinks() {
                 q("RELEASE a"),
                 q("ROLLBACK TO a"),
                 q(&keyed.replace("count(*)", "r.*").replace("hospitals", "hospitals h, regions r")),
+            ],
+        ),
+        (
+            "a batch that fails behind a savepoint of its own",
+            in_block(vec![
+                [run(reset), run(set), flush()].concat(),
+                [run("SAVEPOINT s"), run("SELECT 1/0"), sync()].concat(),
+                q("ROLLBACK TO s"),
+                q(READ),
+            ]),
+        ),
+        (
+            "a batch that is refused behind a savepoint of its own",
+            in_block(vec![
+                [run(reset), run(set), flush()].concat(),
+                [run("SAVEPOINT s"), flush()].concat(),
+                [run("SELEC"), sync()].concat(),
+                q("ROLLBACK TO s"),
+                q(READ),
+            ]),
+        ),
+        (
+            "a batch that fails behind a COMMIT",
+            vec![
+                q("SET search_path = wide, public"),
+                q("BEGIN"),
+                q("SET LOCAL search_path = public"),
+                q(&keyed),
+                [run(reset), run("COMMIT"), flush()].concat(),
+                [run("SELECT 1/0"), sync()].concat(),
+                q(READ),
             ],
         ),
         (

@@ -514,3 +514,45 @@ fn clients_who_read_a_literal_otherwise_share_no_statement() {
     }
     assert_eq!(first(&mut there, &run("s")), "2");
 }
+
+fn member(sql: &str) -> Vec<u8> {
+    [named("", sql), bound(""), execute()].concat()
+}
+
+#[test]
+fn a_hospital_that_was_set_in_an_earlier_piece_holds_however_often_the_rest_is_looked_at() {
+    let shards = shards();
+    let config = [TRUST, ("health", "catalog_refresh_s = 3600"), ("guard", "mode = \"route\"")];
+    let ward = Ward::start(shards, &WardOptions { config: &config, ..Default::default() });
+    let (one, two) = (shards.hospital(0, 2), shards.hospital(3, 3));
+    let mut raw = Raw::login(&ward);
+    let bind_to = |id: uuid::Uuid| format!("SET pgward.hospital_id = '{id}'");
+    assert_eq!(ask(&mut raw, &query(&bind_to(one))), "CZ");
+    for shard in 0..4 {
+        let make =
+            "CREATE TABLE later AS SELECT hospital_id FROM patients; GRANT SELECT ON later TO app";
+        shards.psql(shard, make);
+    }
+    raw.send(&[member(&bind_to(two)), flush()].concat());
+    raw.until(b'C').expect("an answer");
+    let read = "SELECT current_database() FROM later LIMIT 1";
+    assert_eq!(first(&mut raw, &[member(read), sync()].concat()), "shard3");
+    let shown = query("SHOW pgward.hospital_id");
+    assert_eq!(first(&mut raw, &shown), two.to_string());
+    // A batch that fails takes back what it has set, in whatever piece.
+    for refused in ["SELEC", "SELECT 1/0 FROM later"] {
+        raw.send(&[member(&bind_to(one)), flush()].concat());
+        raw.until(b'C').expect("an answer");
+        ask(&mut raw, &[member(refused), sync()].concat());
+        assert_eq!(first(&mut raw, &shown), two.to_string(), "{refused}");
+    }
+    // Whether a savepoint came ahead of it, nobody can say any more: it is for no hospital then.
+    assert_eq!(ask(&mut raw, &query("BEGIN")), "CZ");
+    assert_eq!(ask(&mut raw, &query("SELECT 1 FROM later LIMIT 1")), "TDCZ");
+    let lost = [member(&bind_to(two)), member("SAVEPOINT s"), member("SELECT 1/0"), sync()];
+    assert_eq!(ask(&mut raw, &lost.concat()), "12C12C1EZ22012");
+    assert_eq!(ask(&mut raw, &query("ROLLBACK TO s")), "CZ");
+    assert_eq!(first(&mut raw, &shown), "");
+    assert_eq!(ask(&mut raw, &query("ROLLBACK")), "CZ");
+    assert_eq!(first(&mut raw, &shown), two.to_string());
+}

@@ -133,6 +133,8 @@ fn a_name_that_may_be_another_tables_by_then_is_refused() {
     let ward = ward(&[STALE, TRUST]);
     let member = |sql: &str| [parse(sql), bind(&[]), execute()].concat();
     let steal = "SELECT name FROM stolen";
+    let keyed = format!("SELECT 1 FROM patients WHERE hospital_id = '{id}'");
+    let show = "SHOW pgward.hospital_id";
     let with_select = |first: &str| vec![[member(first), member(steal), sync()].concat()];
     let in_pieces =
         |first: &str| vec![[member(first), flush()].concat(), [member(steal), sync()].concat()];
@@ -183,6 +185,18 @@ fn a_name_that_may_be_another_tables_by_then_is_refused() {
             [query("SELECT 1/0"), query("ROLLBACK"), query(steal)].into(),
         ),
         (
+            "COMMIT amid a batch that fails",
+            make(),
+            vec![
+                [member(show), member("DROP TABLE stolen"), flush()].concat(),
+                [member("COMMIT"), flush()].concat(),
+                [member("SELECT 1/0"), sync()].concat(),
+                query("BEGIN"),
+                query(&keyed),
+                query(steal),
+            ],
+        ),
+        (
             "EXPLAIN makes nothing",
             vec![query("EXPLAIN CREATE TEMP TABLE stolen AS SELECT 1")],
             vec![query(steal)],
@@ -193,7 +207,7 @@ fn a_name_that_may_be_another_tables_by_then_is_refused() {
     {
         // A table of all hospitals, made beside pgward, which has not heard of it. Names of one length:
         // they stand in messages.
-        let hidden = format!("hidde{n}");
+        let hidden = format!("hidd{n:02}");
         let make = format!(
             "CREATE TABLE {hidden} AS SELECT hospital_id, name FROM patients; \
              GRANT SELECT ON {hidden} TO app"

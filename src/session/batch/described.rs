@@ -53,11 +53,11 @@ impl Session {
         match self.relay(&mut attached, &mut running, Until::Settled, batch.end).await? {
             Relayed::Rerun => return Ok(Asked::Rerun(attached)),
             Relayed::Lost => {
-                self.take_back(batch);
+                self.fail_batch(batch);
                 self.on_lost(attached, &run, &running)?;
             }
             Relayed::Done if running.has_failed => {
-                self.take_back(batch);
+                self.fail_batch(batch);
                 self.take_back_unconfirmed(&mut attached);
                 self.finish(attached, &run, running).await;
             }
@@ -75,9 +75,8 @@ impl Session {
     }
 
     /// The batch has failed, and the client knows: its rest is dropped up to its Sync.
-    fn take_back(&mut self, batch: &mut Batch) {
-        self.take_back_names(std::mem::take(&mut batch.named), 0);
-        self.take_back_settings(batch);
+    fn fail_batch(&mut self, batch: &mut Batch) {
+        self.take_back(batch);
         self.is_skipping = true;
     }
 

@@ -61,14 +61,13 @@ impl Session {
             return self.skip(limit).await;
         }
         let Some(end) = self.batch_end(limit)? else { return Ok(false) };
-        let before = self.ledger_before.take();
-        let (mut batch, mut looked) = self.look_to(end, before.clone());
+        let before = self.hospital_before.take();
+        let (mut batch, mut looked) = self.look_to(end, before);
         if let Err(Trouble::Unknown(_)) = &looked
             && self.refresh_catalog().await
         {
-            self.take_back_names(std::mem::take(&mut batch.named), 0);
-            self.take_back_settings(&mut batch);
-            (batch, looked) = self.look_to(end, before.clone());
+            self.take_back_look(&mut batch);
+            (batch, looked) = self.look_to(end, before);
         }
         if let Some(loss) = self.take_loss(looked.is_ok() && batch.is_rollback()) {
             self.refuse_batch(batch, loss).await?;
@@ -79,9 +78,8 @@ impl Session {
         if looked.is_ok()
             && let Some(end) = self.begin_alone(&batch, &run)
         {
-            self.take_back_names(std::mem::take(&mut batch.named), 0);
-            self.take_back_settings(&mut batch);
-            (batch, looked) = self.look_to(end, before.clone());
+            self.take_back_look(&mut batch);
+            (batch, looked) = self.look_to(end, before);
             run = Run::new(Route::Any { role: Role::Replica });
             looked = looked.and_then(|()| self.complete_run(&mut batch, &mut run));
         }
@@ -89,8 +87,7 @@ impl Session {
             && let Some(stale) = run.sole.take_if(|statement| statement.is_stale())
         {
             // What it answers now, the client hears in this very batch.
-            self.take_back_names(std::mem::take(&mut batch.named), 0);
-            self.take_back_settings(&mut batch);
+            self.take_back_look(&mut batch);
             self.renew(&stale);
             (batch, looked) = self.look_to(batch.end, before);
             run = Run::new(Route::Any { role: Role::Replica });
@@ -106,16 +103,16 @@ impl Session {
         Ok(true)
     }
 
-    /// Looks at the messages before `end`; `before`: the settings before the batch, if pieces of it
-    /// were answered here.
+    /// Looks at the messages before `end`; `before`: the hospital before the batch, if a piece of it
+    /// has set it here.
     fn look_to(
         &mut self,
         end: usize,
-        before: Option<Box<params::Ledger>>,
+        before: Option<params::HospitalMark>,
     ) -> (Batch, Result<(), Trouble>) {
         let snapshot = self.services.catalog.current();
         let mut batch = Batch::new(snapshot, end, self.has_own_server());
-        batch.ledger_before = before;
+        batch.hospital_before = before;
         let looked = self.look_at_batch(&mut batch);
         (batch, looked)
     }
@@ -180,6 +177,7 @@ impl Session {
             self.input.advance(total);
             if tag == tag::SYNC {
                 self.is_skipping = false;
+                self.hospital_before = None;
                 if self.attached.is_some() {
                     self.sync_server().await?;
                 } else {
@@ -194,8 +192,7 @@ impl Session {
     /// The batch fails: its names are taken back, its rest is dropped up to its Sync.
     async fn refuse_batch(&mut self, mut batch: Batch, refusal: ErrorReply) -> Result<(), End> {
         self.keep_closes(&batch);
-        self.take_back_names(std::mem::take(&mut batch.named), 0);
-        self.take_back_settings(&mut batch);
+        self.take_back(&mut batch);
         let has_pieces = self.is_behind_batch();
         self.refuse(refusal);
         // `skip` finds the Sync, which may be in what was gathered.
@@ -234,11 +231,28 @@ impl Session {
         }
     }
 
-    /// A failed batch takes with it what it has set here.
-    fn take_back_settings(&mut self, batch: &mut Batch) {
+    /// As if the batch, of which nothing has run, had not been looked at. What earlier pieces of it
+    /// have done stays.
+    fn take_back_look(&mut self, batch: &mut Batch) {
+        self.take_back_names(std::mem::take(&mut batch.named), 0);
         if let Some(ledger) = batch.ledger_before.take() {
             self.ledger = *ledger;
             self.renew_names();
+        }
+    }
+
+    /// A batch has failed before anything of its last piece ran: it takes with it what it has set here.
+    fn take_back(&mut self, batch: &mut Batch) {
+        self.take_back_look(batch);
+        self.hospital_before = batch.hospital_before.take().or(self.hospital_before);
+        self.take_back_hospital();
+    }
+
+    /// A failed batch takes its hospital with it. All else that it has set the ledger undoes, as the
+    /// server does.
+    pub(super) fn take_back_hospital(&mut self) {
+        if let Some(mark) = self.hospital_before.take() {
+            self.ledger.return_to(mark);
         }
     }
 
@@ -258,6 +272,7 @@ impl Session {
     pub(super) fn take_back_unconfirmed(&mut self, attached: &mut Attached) {
         let confirmed = attached.checkout.server.pipeline().client_parses();
         self.take_back_names(std::mem::take(&mut attached.named), confirmed);
+        self.take_back_hospital();
         attached.has_doubtful_portals = true;
         self.note_unseen(attached, |_| true);
         attached.portals.retain(|portal| portal.is_settled);
@@ -281,13 +296,14 @@ impl Session {
                 Ok(attached) => attached,
                 Err(Unattached::End(end)) => return Err(end),
                 Err(unattached) => {
-                    self.take_back_names(batch.named.split_off(0), 0);
-                    self.take_back_settings(&mut batch);
+                    self.take_back(&mut batch);
                     self.on_unattached(unattached)?;
                     self.is_skipping = true;
                     return Ok(());
                 }
             };
+            // From here on it does what the server says: the ledger follows that.
+            batch.ledger_before = None;
             if !is_as_told(&attached, &batch) {
                 attached = match self.check_told(attached, &mut batch).await? {
                     Asked::AsTold(attached) => attached,
@@ -321,6 +337,7 @@ impl Session {
             let has_answers = batch.has_sync || self.ends_with_flush(&batch) || run.is_own_batch;
             let is_flushed = is_fed || has_answers;
             let until = if is_flushed { Until::Settled } else { Until::Sent };
+            self.hospital_before = batch.hospital_before.take().or(self.hospital_before);
             let mut running = Running::of_batch(may_rerun, &run);
             let relayed = self.relay(&mut attached, &mut running, until, kept).await?;
             if running.wants_healing && matches!(relayed, Relayed::Rerun) {
@@ -355,21 +372,13 @@ impl Session {
                 Relayed::Rerun | Relayed::Done => {
                     if running.has_failed {
                         self.take_back_unconfirmed(&mut attached);
-                        if matches!(self.block, Block::None) {
-                            // Once the server is let go: it keeps the settings brought to it.
-                            attached.ledger_before = batch.ledger_before.take();
-                        } else if batch.ledger_before.is_some() {
-                            attached.checkout.server.is_opaque = true;
-                            self.take_back_settings(&mut batch);
-                        }
                         self.is_skipping = running.ready.is_none() || run.is_own_batch;
-                    } else if !batch.has_sync {
-                        self.ledger_before = batch.ledger_before.take();
+                    } else if batch.has_sync {
+                        self.hospital_before = None;
                     }
                     self.finish(attached, &run, running).await;
                 }
                 Relayed::Lost => {
-                    self.take_back_settings(&mut batch);
                     self.on_lost(attached, &run, &running)?;
                     if batch.has_sync {
                         self.write_ready();
@@ -450,6 +459,8 @@ impl Session {
                     }
                     if let Err(refusal) = self.control(*message, statement, kept) {
                         self.take_back_names(batch.named, parses);
+                        self.hospital_before = batch.hospital_before;
+                        self.take_back_hospital();
                         self.refuse(refusal);
                         self.is_skipping = true;
                         return;
@@ -466,7 +477,7 @@ impl Session {
         }
         self.input.advance(batch.end);
         if !batch.has_sync {
-            self.ledger_before = batch.ledger_before;
+            self.hospital_before = batch.hospital_before;
         }
     }
 

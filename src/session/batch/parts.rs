@@ -111,8 +111,10 @@ pub(super) struct Batch {
     pub(super) has_ended_failure: bool,
     /// BEGIN is among its members.
     pub(super) begins: Option<TransactionModes>,
-    /// The settings before its first statement that was answered here.
+    /// The settings before its first statement that was answered here, until something of it runs.
     pub(super) ledger_before: Option<Box<params::Ledger>>,
+    /// The hospital before that, or before an earlier piece of it.
+    pub(super) hospital_before: Option<params::HospitalMark>,
     /// Statements that it uses as the client was told of them before it.
     pub(super) told: Vec<Told>,
     /// Of these the one without a name, where the server has it under a name for this batch only.
@@ -141,6 +143,7 @@ impl Batch {
             has_ended_failure: false,
             begins: None,
             ledger_before: None,
+            hospital_before: None,
             told: Vec::new(),
             brief: None,
             described: Vec::new(),

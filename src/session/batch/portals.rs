@@ -126,6 +126,9 @@ impl Session {
         text: &str,
     ) -> Result<answer::Local, Trouble> {
         batch.ledger_before.get_or_insert_with(|| Box::new(self.ledger.clone()));
+        if !matches!(only.effect, Effect::Show(_) | Effect::Deallocate(_)) {
+            batch.hospital_before.get_or_insert_with(|| self.ledger.hospital_mark());
+        }
         let bound = batch.portals.iter().find(|bound| *bound.name == *portal);
         let Some(frame) = bound.map(|bound| bound.frame.clone()) else {
             return Ok(self.answer(only, &NoValues(kept), text)?);
