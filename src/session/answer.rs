@@ -333,7 +333,7 @@ impl Session {
         }
     }
 
-    fn discard(&mut self, what: Discard) -> Result<Local, ErrorReply> {
+    pub(super) fn discard(&mut self, what: Discard) -> Result<Local, ErrorReply> {
         if what == Discard::All {
             if !matches!(self.block, super::Block::None) || self.attached.is_some() {
                 return Err(refusals::discard_in_transaction());

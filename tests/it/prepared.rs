@@ -556,3 +556,40 @@ fn a_hospital_that_was_set_in_an_earlier_piece_holds_however_often_the_rest_is_l
     assert_eq!(ask(&mut raw, &query("ROLLBACK")), "CZ");
     assert_eq!(first(&mut raw, &shown), two.to_string());
 }
+
+/// What Postgres answers to `SELECT 1/0` as one more member of a batch: an error at its Bind.
+fn failing() -> Vec<u8> {
+    [named("", "SELECT 1/0"), bound(""), execute()].concat()
+}
+
+#[test]
+fn discard_all_takes_place_at_once() {
+    let ward = open_ward("discarding", "CREATE TABLE t (a int)");
+    let mut raw = Raw::login(&ward);
+    let set = [query("SET statement_timeout = '7s'"), named("s", "SELECT 1"), sync()];
+    let shown = query("SHOW statement_timeout");
+    // Behind an error it does not take place.
+    for bytes in &set {
+        raw.send(bytes);
+    }
+    raw.until(b'Z').expect("an answer");
+    assert_eq!(ask(&mut raw, &[]), "1Z");
+    let discard = member("DISCARD ALL");
+    assert_eq!(ask(&mut raw, &[&member("BEGIN")[..], &discard, &sync()].concat()), "EZ25001");
+    assert_eq!(first(&mut raw, &shown), "7s");
+    assert_eq!(first(&mut raw, &run("s")), "1");
+    // Ahead of one it has, in one piece or in two.
+    for between in [Vec::new(), flush()] {
+        for bytes in &set {
+            raw.send(bytes);
+        }
+        raw.until(b'Z').expect("an answer");
+        ask(&mut raw, &[]);
+        assert_eq!(
+            ask(&mut raw, &[&discard[..], &between, &failing(), &sync()].concat()),
+            "12C1EZ22012"
+        );
+        assert_eq!(first(&mut raw, &shown), "0");
+        assert_eq!(ask(&mut raw, &run("s")), "EZ26000");
+    }
+}

@@ -197,6 +197,17 @@ fn a_name_that_may_be_another_tables_by_then_is_refused() {
             ],
         ),
         (
+            "DISCARD ALL in a batch that is refused",
+            make(),
+            vec![
+                [member("DISCARD ALL"), parse("SELEC"), sync()].concat(),
+                query(&format!("SET pgward.hospital_id = '{id}'")),
+                query("BEGIN"),
+                query(&keyed),
+                query(steal),
+            ],
+        ),
+        (
             "EXPLAIN makes nothing",
             vec![query("EXPLAIN CREATE TEMP TABLE stolen AS SELECT 1")],
             vec![query(steal)],

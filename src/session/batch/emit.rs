@@ -94,8 +94,8 @@ impl Session {
                 StepKind::CloseStatement => {
                     server.synthesize(Message::Close, CLOSE_COMPLETE);
                 }
-                // Only where the server is the session's own.
-                StepKind::Own(_) => {}
+                // The one only where the server is the session's own, the other never with a server.
+                StepKind::Own(_) | StepKind::DiscardAll => {}
                 StepKind::Local(message, bytes) => server.synthesize(*message, bytes.clone()),
                 StepKind::Sync => {
                     end_brief(server, batch);
@@ -141,6 +141,7 @@ fn emit_as_sent(server: &mut ServerConn, batch: &Batch, input: &[u8]) {
                 server.synthesize(*message, bytes.clone());
                 continue;
             }
+            StepKind::DiscardAll => continue,
             StepKind::Sync => {
                 send_sync(server);
                 continue;

@@ -46,6 +46,9 @@ impl Session {
             let frame = at..at + header.total;
             at = frame.end;
             self.look_at_message(batch, header.tag, frame)?;
+            if matches!(batch.steps.last(), Some(Step { kind: StepKind::DiscardAll, .. })) {
+                batch.end = at;
+            }
         }
         Ok(())
     }

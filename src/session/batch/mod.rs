@@ -29,6 +29,7 @@ use super::statements::{Kept, Statement};
 use super::{Attached, End, Session, params, violation};
 use crate::route::{Role, Route};
 use crate::server::{Expect, Message};
+use crate::sql::Discard;
 use crate::wire::backend::{self, ErrorReply};
 use crate::wire::frontend::{self, Kind, Named, tag};
 use crate::wire::{self, HEADER_BYTES};
@@ -443,7 +444,7 @@ impl Session {
     }
 
     /// Answers a batch that needs no server.
-    fn answer_batch(&mut self, batch: Batch) {
+    fn answer_batch(&mut self, mut batch: Batch) {
         let mut parses = 0;
         for step in &batch.steps {
             match &step.kind {
@@ -468,6 +469,19 @@ impl Session {
                 }
                 StepKind::CloseStatement | StepKind::Portal(Message::Close) => {
                     backend::write_close_complete(self.output.tail());
+                }
+                StepKind::DiscardAll => {
+                    let local = self.discard(Discard::All);
+                    // Done for good, whatever becomes of the rest.
+                    batch.hospital_before = None;
+                    match local {
+                        Ok(local) => local.write_result(self.output.tail()),
+                        Err(refusal) => {
+                            self.refuse(refusal);
+                            self.is_skipping = true;
+                            return;
+                        }
+                    }
                 }
                 StepKind::Sync => {
                     self.write_ready();

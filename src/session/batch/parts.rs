@@ -41,6 +41,8 @@ pub(super) enum StepKind {
     Local(Message, Bytes),
     /// Transaction control: the server's if the batch goes to one, else answered here.
     Control(Message, Arc<Statement>, Arc<Kept>),
+    /// Execute of DISCARD ALL, the last of its piece: what follows is looked at behind it.
+    DiscardAll,
     Sync,
     Flush,
 }

@@ -9,10 +9,11 @@ use super::look::name_of;
 use super::{Batch, BindValues, NoValues, Place, StepKind, Trouble};
 use crate::route::refusals;
 use crate::server::Message;
+use crate::session::block::Block;
 use crate::session::query::ends_failure;
 use crate::session::statements::{Kept, Statement};
 use crate::session::{Session, answer, params};
-use crate::sql::Effect;
+use crate::sql::{Discard, Effect};
 use crate::wire::HEADER_BYTES;
 use crate::wire::frontend::Bind;
 
@@ -72,6 +73,12 @@ impl Session {
         let Some(only) = kept.analysis.statements.first() else {
             return Err(refusals::internal().into());
         };
+        if message == Message::Execute && matches!(only.effect, Effect::Discard(Discard::All)) {
+            if batch.has_control || self.attached.is_some() || !matches!(self.block, Block::None) {
+                return Err(refusals::discard_in_transaction().into());
+            }
+            return Ok(StepKind::DiscardAll);
+        }
         let mut out = BytesMut::new();
         if message == Message::Describe {
             Self::describe_locally(only).write_description(&mut out);
