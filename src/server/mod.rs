@@ -225,7 +225,11 @@ impl ServerConn {
         self.is_holding = false;
         self.cancelled = None;
         self.held = Vec::new();
-        self.pipeline.begin_request();
+    }
+
+    /// See [`Pipeline::forget_name_changes`].
+    pub fn forget_name_changes(&mut self) {
+        self.pipeline.forget_name_changes();
     }
 
     /// pgward itself cancels the request under way: `reply` is what its client is told.

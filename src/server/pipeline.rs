@@ -35,6 +35,8 @@ pub enum Message {
     Execute,
     /// Answered by CloseComplete.
     Close,
+    /// As Close, of a client's statement; a DEALLOCATE that is answered here counts as one.
+    CloseStatement,
     /// Answered by ReadyForQuery.
     Sync,
     /// Answered up to ReadyForQuery.
@@ -71,7 +73,7 @@ pub struct Pipeline {
     owed: VecDeque<Owed>,
     copy: Copy,
     status: TxnStatus,
-    client_parses: usize,
+    name_changes: usize,
     /// Messages of the extended protocol went out since the last ReadyForQuery: the server is in
     /// a transaction that the next Sync would commit, whatever its last status was.
     is_unsynced: bool,
@@ -176,21 +178,20 @@ impl Pipeline {
     pub fn synthesize_into(&mut self, out: &mut BytesMut) {
         while let Some(Owed { expect: Expect::Synthesize(bytes), message }) = self.owed.front() {
             out.extend_from_slice(bytes);
-            self.client_parses += usize::from(*message == Message::Parse);
+            self.name_changes += usize::from(changes_names(*message));
             self.owed.pop_front();
         }
     }
 
-    /// Parse messages of the client that were answered well since the batch under way began.
-    pub fn client_parses(&self) -> usize {
-        self.client_parses
+    /// Parse and CloseStatement messages of the client that were answered well since
+    /// [`Self::forget_name_changes`].
+    pub fn name_changes(&self) -> usize {
+        self.name_changes
     }
 
-    /// A request begins.
-    pub fn begin_request(&mut self) {
-        if !self.is_unsynced {
-            self.client_parses = 0;
-        }
+    /// They are counted from here on.
+    pub fn forget_name_changes(&mut self) {
+        self.name_changes = 0;
     }
 
     /// Drops what stands before the next Sync, as the server does after an error, and answers
@@ -212,9 +213,9 @@ impl Pipeline {
         let runs = matches!(message, Message::Execute | Message::Query);
         match (tag, message) {
             (b'E', _) => Ok(self.on_error(message)),
-            (b'1', Message::Parse) | (b'2', Message::Bind) | (b'3', Message::Close) => {
-                self.settle(message)
-            }
+            (b'1', Message::Parse)
+            | (b'2', Message::Bind)
+            | (b'3', Message::Close | Message::CloseStatement) => self.settle(message),
             (b't', Message::Describe | Message::DescribeShared(_)) => {
                 Ok((self.verdict(), Settled::Nothing))
             }
@@ -293,10 +294,15 @@ impl Pipeline {
 
     fn settle(&mut self, message: Message) -> Result<(Verdict, Settled), Desync> {
         let verdict = self.verdict();
-        self.client_parses += usize::from(message == Message::Parse && verdict == Verdict::Forward);
+        self.name_changes += usize::from(changes_names(message) && verdict == Verdict::Forward);
         self.owed.pop_front();
         Ok((verdict, Settled::One(message)))
     }
+}
+
+/// It changes what a client's names for statements mean.
+fn changes_names(message: Message) -> bool {
+    matches!(message, Message::Parse | Message::CloseStatement)
 }
 
 fn is_ready_owner(message: Message) -> bool {

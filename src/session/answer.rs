@@ -6,6 +6,7 @@ use std::borrow::Cow;
 use bytes::BytesMut;
 
 use super::block::Answer;
+use super::statements::Change;
 use super::welcome::reads_single_bytes;
 use super::{Attached, Session, invalid_text, params};
 use crate::route::{Hospitals, Values, refusals};
@@ -142,7 +143,7 @@ impl Session {
                 let value = self.ledger.hospital().map(|h| h.to_string()).unwrap_or_default();
                 Ok(Local { row: Some((name.clone(), value)), ..Local::tag("SHOW") })
             }
-            Effect::Deallocate(name) => self.deallocate(name.as_deref()),
+            Effect::Deallocate(name) => self.deallocate(name.as_deref()).map(|(local, _)| local),
             Effect::Discard(what) => self.discard(*what),
             _ => Err(refusals::internal()),
         }
@@ -319,15 +320,11 @@ impl Session {
         Ok(value)
     }
 
-    fn deallocate(&mut self, name: Option<&str>) -> Result<Local, ErrorReply> {
+    pub(super) fn deallocate(&mut self, name: Option<&str>) -> Result<(Local, Change), ErrorReply> {
         match name {
-            None => {
-                self.statements.clear();
-                Ok(Local::tag("DEALLOCATE ALL"))
-            }
+            None => Ok((Local::tag("DEALLOCATE ALL"), self.statements.take_all())),
             Some(name) if self.statements.get(name.as_bytes()).is_some() => {
-                self.statements.remove(name.as_bytes());
-                Ok(Local::tag("DEALLOCATE"))
+                Ok((Local::tag("DEALLOCATE"), self.statements.take(name.as_bytes())))
             }
             Some(name) => Err(refusals::no_statement(name)),
         }

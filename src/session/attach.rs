@@ -314,6 +314,9 @@ impl Session {
         let server = &mut *attached.checkout.server;
         server.is_opaque |= run.is_opaque;
         server.begin_request(may_rerun || run.is_healable);
+        if attached.named.is_empty() {
+            server.forget_name_changes();
+        }
         for name in self.unsent_closes.drain(..) {
             server.send(Message::Close, Expect::Swallow, |out| {
                 frontend::write_close(out, frontend::Kind::Statement, &name);

@@ -189,8 +189,8 @@ pub(crate) struct Attached {
     described: std::collections::VecDeque<Box<[u8]>>,
     /// Its transaction has changed tables or functions.
     has_ddl: bool,
-    /// Names that the batch under way gave away, whose Parse may still fail.
-    named: batch::GivenNames,
+    /// Names that the batch under way gave or took, where that may still fail.
+    named: batch::NameChanges,
     /// Something failed since the last ReadyForQuery: the server skips up to Sync, and rolls back.
     has_failed: bool,
     /// The client_encoding that it reported last, whatever set it.

@@ -333,7 +333,7 @@ pub(super) fn apply(
         Confirmed::Temporary(Temporary::DropsAll) => ledger.drop_all_temporary(),
         Confirmed::Temporary(Temporary::Fills) => {}
         Confirmed::Deallocate(None) => statements.clear(),
-        Confirmed::Deallocate(Some(name)) => statements.remove(name.as_bytes()),
+        Confirmed::Deallocate(Some(name)) => drop(statements.remove(name.as_bytes())),
         Confirmed::DiscardAll => {
             ledger.discard_all();
             statements.clear();

@@ -369,7 +369,7 @@ impl Store {
 
 /// What a client's name means to it.
 #[derive(Debug)]
-struct Meaning {
+pub struct Meaning {
     statement: Arc<Statement>,
     /// As it was described to the client, which reads rows by that from then on.
     told: Option<Told>,
@@ -383,6 +383,17 @@ type Named = HashMap<Box<[u8]>, Meaning, foldhash::fast::RandomState>;
 /// What a client holds in memory with a name, at most.
 pub fn weight(name: &[u8], statement: &Statement) -> usize {
     name.len() + statement.sql().len() + 4 * statement.types().len()
+}
+
+/// What one message did to a client's names, to be undone if it has not taken place.
+#[derive(Debug)]
+pub enum Change {
+    /// Parse gave it, and what it meant before.
+    Given(Box<[u8]>, Option<Meaning>),
+    /// Close or DEALLOCATE took it.
+    Taken(Box<[u8]>, Option<Meaning>),
+    /// DEALLOCATE ALL took all of them.
+    AllTaken(Statements),
 }
 
 /// One client's names.
@@ -411,7 +422,10 @@ impl Statements {
 
     /// Gives `name` to a statement.
     pub fn insert(&mut self, name: &[u8], statement: Arc<Statement>) {
-        let meaning = Meaning { statement, told: None };
+        self.put(name, Meaning { statement, told: None });
+    }
+
+    fn put(&mut self, name: &[u8], meaning: Meaning) {
         if name.is_empty() {
             self.unnamed = Some(meaning);
         } else {
@@ -441,15 +455,47 @@ impl Statements {
     }
 
     /// Takes the name away.
-    pub fn remove(&mut self, name: &[u8]) {
+    pub fn remove(&mut self, name: &[u8]) -> Option<Meaning> {
         if name.is_empty() {
-            self.unnamed = None;
-        } else if let Some(named) = &mut self.named {
-            let before = named.remove(name);
-            self.bytes -= before.map_or(0, |before| weight(name, &before.statement));
-            if named.is_empty() {
-                self.named = None;
-            }
+            return self.unnamed.take();
+        }
+        let named = self.named.as_mut()?;
+        let before = named.remove(name);
+        if named.is_empty() {
+            self.named = None;
+        }
+        self.bytes -= before.as_ref().map_or(0, |before| weight(name, &before.statement));
+        before
+    }
+
+    /// As [`Self::insert`], of a Parse that may fail yet.
+    pub fn give(&mut self, name: &[u8], statement: Arc<Statement>) -> Change {
+        let before = self.remove(name);
+        self.insert(name, statement);
+        Change::Given(name.into(), before)
+    }
+
+    /// As [`Self::remove`], of a message that may be skipped yet.
+    pub fn take(&mut self, name: &[u8]) -> Change {
+        Change::Taken(name.into(), self.remove(name))
+    }
+
+    /// As [`Self::clear`], of a message that may be skipped yet.
+    pub fn take_all(&mut self) -> Change {
+        let before = Self { unnamed: None, named: self.named.take(), bytes: self.bytes };
+        self.clear();
+        Change::AllTaken(before)
+    }
+
+    /// It has not taken place, nor has any behind it.
+    pub fn undo(&mut self, change: Change) {
+        match change {
+            // A Parse without a name that fails leaves none.
+            Change::Given(name, Some(before)) if !name.is_empty() => self.put(&name, before),
+            Change::Given(name, _) => drop(self.remove(&name)),
+            Change::Taken(name, Some(before)) => self.put(&name, before),
+            Change::Taken(_, None) => {}
+            Change::AllTaken(before) => (self.named, self.bytes) = (before.named, before.bytes),
         }
     }
 

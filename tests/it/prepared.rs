@@ -593,3 +593,72 @@ fn discard_all_takes_place_at_once() {
         assert_eq!(ask(&mut raw, &run("s")), "EZ26000");
     }
 }
+
+#[test]
+fn what_is_taken_away_behind_an_error_stays() {
+    let ward = open_ward("taking", "CREATE TABLE t (a int)");
+    let mut raw = Raw::login(&ward);
+    let behind = |taking: &[u8]| [&failing(), taking, &sync()].concat();
+    let ahead = |taking: &[u8]| [taking, &failing(), &sync()].concat();
+    for name in ["a", "b", "c"] {
+        assert_eq!(ask(&mut raw, &[named(name, "SELECT 1"), sync()].concat()), "1Z");
+    }
+    for taking in [closed("a"), member("DEALLOCATE a"), member("DEALLOCATE ALL")] {
+        assert_eq!(ask(&mut raw, &behind(&taking)), "1EZ22012");
+        assert_eq!(ask(&mut raw, &run("a")), "2DCZ");
+    }
+    // A name that is taken away, given anew and taken away again.
+    let anew = [closed("a"), named("a", "SELECT 2"), closed("a")].concat();
+    assert_eq!(ask(&mut raw, &behind(&anew)), "1EZ22012");
+    assert_eq!(first(&mut raw, &run("a")), "1");
+    // What the error comes behind has taken place.
+    assert_eq!(ask(&mut raw, &ahead(&closed("a"))), "31EZ22012");
+    assert_eq!(ask(&mut raw, &run("a")), "EZ26000");
+    assert_eq!(ask(&mut raw, &ahead(&member("DEALLOCATE b"))), "12C1EZ22012");
+    assert_eq!(ask(&mut raw, &run("b")), "EZ26000");
+    let mixed = [&closed("none"), &named("a", "SELECT 3")[..], &failing(), &closed("a"), &sync()];
+    assert_eq!(ask(&mut raw, &mixed.concat()), "311EZ22012");
+    assert_eq!(first(&mut raw, &run("a")), "3");
+    // What pgward has answered in an earlier piece of the batch counts, too.
+    assert_eq!(ask(&mut raw, &query("BEGIN")), "CZ");
+    assert_eq!(ask(&mut raw, &query("SELECT 1")), "TDCZ");
+    raw.send(&[named("d", "SELECT 3"), flush()].concat());
+    raw.until(b'1').expect("an answer");
+    assert_eq!(ask(&mut raw, &ahead(&named("e", "SELECT 4"))), "11EZ22012");
+    assert_eq!(ask(&mut raw, &query("ROLLBACK")), "CZ");
+    assert_eq!(first(&mut raw, &run("d")), "3");
+    assert_eq!(first(&mut raw, &run("e")), "4");
+}
+
+#[test]
+fn a_batch_that_is_looked_at_twice_takes_away_once() {
+    let shards = shards();
+    let config = [TRUST, ("health", "catalog_refresh_s = 3600")];
+    let ward = Ward::start(shards, &WardOptions { config: &config, ..Default::default() });
+    let mut raw = Raw::login(&ward);
+    let id = shards.hospital(1, 2);
+    let texts =
+        [("s", "SELECT 1"), ("d", "DEALLOCATE s"), ("all", "DEALLOCATE ALL"), ("x", "DISCARD ALL")];
+    for (n, (taking, answer)) in [
+        ([bound("s"), execute(), closed("s")].concat(), "2DC3"),
+        ([bound("d"), execute()].concat(), "2C"),
+        ([bound("all"), execute()].concat(), "2C"),
+        ([bound("x"), execute()].concat(), "2C"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        for (name, sql) in texts {
+            ask(&mut raw, &[closed(name), named(name, sql), sync()].concat());
+        }
+        for shard in 0..4 {
+            let make =
+                format!("CREATE TABLE late{n} (hospital_id uuid); GRANT SELECT ON late{n} TO app");
+            shards.psql(shard, &make);
+        }
+        let late = format!("SELECT count(*) FROM late{n} WHERE hospital_id = '{id}'");
+        let batch = [taking, member(&late), sync()].concat();
+        assert_eq!(ask(&mut raw, &batch), format!("{answer}12DCZ"), "{n}");
+        assert_eq!(ask(&mut raw, &run("s")), "EZ26000", "{n}");
+    }
+}

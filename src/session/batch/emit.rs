@@ -92,7 +92,7 @@ impl Session {
                     });
                 }
                 StepKind::CloseStatement => {
-                    server.synthesize(Message::Close, CLOSE_COMPLETE);
+                    server.synthesize(Message::CloseStatement, CLOSE_COMPLETE);
                 }
                 // The one only where the server is the session's own, the other never with a server.
                 StepKind::Own(_) | StepKind::DiscardAll => {}
@@ -132,7 +132,7 @@ fn emit_as_sent(server: &mut ServerConn, batch: &Batch, input: &[u8]) {
             StepKind::Parse(_) => Message::Parse,
             StepKind::Bind(..) => Message::Bind,
             StepKind::DescribeStatement(_) => Message::Describe,
-            StepKind::CloseStatement => Message::Close,
+            StepKind::CloseStatement => Message::CloseStatement,
             StepKind::Execute => Message::Execute,
             StepKind::Portal(message) | StepKind::Control(message, ..) | StepKind::Own(message) => {
                 *message

@@ -14,7 +14,7 @@ use crate::route::{Bound, Role, Route, refusals};
 use crate::server::Message;
 use crate::session::block::Block;
 use crate::session::run::Confirmed;
-use crate::session::statements::{Kept, Statement};
+use crate::session::statements::{Change, Kept, Statement};
 use crate::session::{Session, invalid_text, params};
 use crate::sql::{Access, Effect, Temporary, Transaction};
 use crate::wire::backend;
@@ -107,8 +107,10 @@ impl Session {
         let sql = match self.decode(parse.sql) {
             Ok(sql) => sql,
             Err(_) if self.has_own_server() && self.is_unguarded() => {
-                let name = parse.name.to_vec();
-                self.statements.remove(&name);
+                // Whatever it is, it is not what the name meant; if it fails, that stays.
+                let name: Box<[u8]> = parse.name.into();
+                let before = self.statements.remove(&name);
+                batch.named.push(Change::Given(name, before));
                 return Ok(StepKind::Own(Message::Parse));
             }
             Err(refusal) => return Err(refusal.into()),
@@ -127,12 +129,10 @@ impl Session {
         if !parse.name.is_empty() {
             self.check_name(parse.name, &statement)?;
         }
-        let before = self.statements.get(parse.name).cloned();
         let name: Box<[u8]> = parse.name.into();
         let given = statement.clone();
         let (statement, kept, _) = self.resolved(&batch.snapshot, statement, kept)?;
-        self.statements.insert(&name, given);
-        batch.named.push((Some(name), before));
+        batch.named.push(self.statements.give(&name, given));
         Ok(match self.place(batch, &kept) {
             Place::Server => {
                 // A text that no login could ever run is refused now, not at its Bind.
@@ -361,6 +361,21 @@ impl Session {
         })
     }
 
+    /// What the client is told of a name amid the batch is noted on the name, which is gone by then: such
+    /// a one stays gone, whatever becomes of the message that took it.
+    pub(super) fn unless_described(&self, batch: &Batch, change: Change) -> Change {
+        let held = self.attached.iter().flat_map(|attached| &attached.described);
+        let mut described = held.chain(&batch.described);
+        match change {
+            Change::Taken(name, _) if described.any(|of| *of == name) => Change::Taken(name, None),
+            Change::AllTaken(mut before) => {
+                described.for_each(|name| drop(before.remove(name)));
+                Change::AllTaken(before)
+            }
+            change => change,
+        }
+    }
+
     fn look_at_close(
         &mut self,
         batch: &mut Batch,
@@ -370,12 +385,9 @@ impl Session {
         self.check_spelling(named.kind, named.name)?;
         Ok(match named.kind {
             Kind::Statement => {
-                self.statements.remove(named.name);
-                // Close is not undone by a failure; a Parse of the name before it is no more. It
-                // keeps its place: replies are counted.
-                let of_name = |name: &Option<Box<[u8]>>| name.as_deref() == Some(named.name);
-                let given = batch.named.iter_mut().filter(|(name, _)| of_name(name));
-                given.for_each(|(name, _)| *name = None);
+                let change = self.statements.take(named.name);
+                let change = self.unless_described(batch, change);
+                batch.named.push(change);
                 StepKind::CloseStatement
             }
             Kind::Portal if self.attached.is_some() || batch.needs_server => {

@@ -14,7 +14,7 @@ mod portals;
 mod whole;
 
 pub(super) use emit::send_rewrite;
-pub(super) use parts::{GivenNames, NoValues, Portal};
+pub(super) use parts::{NameChanges, NoValues, Portal};
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -192,8 +192,8 @@ impl Session {
 
     /// The batch fails: its names are taken back, its rest is dropped up to its Sync.
     async fn refuse_batch(&mut self, mut batch: Batch, refusal: ErrorReply) -> Result<(), End> {
-        self.keep_closes(&batch);
         self.take_back(&mut batch);
+        self.keep_closes(&batch);
         let has_pieces = self.is_behind_batch();
         self.refuse(refusal);
         // `skip` finds the Sync, which may be in what was gathered.
@@ -215,18 +215,19 @@ impl Session {
         }
     }
 
-    /// What a refused batch has closed ahead of its fault stays closed, as on a server. Where that
-    /// has the client's own names, it hears so ahead of the next request.
+    /// What a refused batch has closed ahead of its fault stays closed, as on a server; where the fault
+    /// is, only a look that has ended with it tells. A server that has the client's own names hears of
+    /// it ahead of the next request.
     fn keep_closes(&mut self, batch: &Batch) {
-        if !self.has_own_server() {
+        if batch.steps.last().is_some_and(|last| last.frame.end == batch.end) {
             return;
         }
         let closes = |step: &&Step| matches!(step.kind, StepKind::CloseStatement);
         for step in batch.steps.iter().filter(closes) {
             let body = &self.input.as_slice()[step.frame.start + HEADER_BYTES..step.frame.end];
-            if let Ok(named) = Named::read_close(body)
-                && self.unsent_closes.len() < UNSENT_CLOSES_MAX
-            {
+            let Ok(named) = Named::read_close(body) else { continue };
+            self.statements.remove(named.name);
+            if self.has_own_server() && self.unsent_closes.len() < UNSENT_CLOSES_MAX {
                 self.unsent_closes.push(named.name.into());
             }
         }
@@ -257,21 +258,17 @@ impl Session {
         }
     }
 
-    /// Names given by Parse messages beyond the first `confirmed` mean again what they did before.
-    fn take_back_names(&mut self, named: GivenNames, confirmed: usize) {
-        for (name, before) in named.into_iter().skip(confirmed).rev() {
-            let Some(name) = name else { continue };
-            match before {
-                Some(statement) if !name.is_empty() => self.statements.insert(&name, statement),
-                _ => self.statements.remove(&name),
-            }
-        }
+    /// Names that were given or taken by messages beyond the first `confirmed` mean again what they did
+    /// before.
+    fn take_back_names(&mut self, named: NameChanges, confirmed: usize) {
+        let unconfirmed = named.into_iter().skip(confirmed).rev();
+        unconfirmed.for_each(|change| self.statements.undo(change));
     }
 
     /// A batch has failed on its server: as [`Self::take_back_names`], and what was closed, bound
     /// and run of it before the error is not known.
     pub(super) fn take_back_unconfirmed(&mut self, attached: &mut Attached) {
-        let confirmed = attached.checkout.server.pipeline().client_parses();
+        let confirmed = attached.checkout.server.pipeline().name_changes();
         self.take_back_names(std::mem::take(&mut attached.named), confirmed);
         self.take_back_hospital();
         attached.has_doubtful_portals = true;
@@ -445,21 +442,18 @@ impl Session {
 
     /// Answers a batch that needs no server.
     fn answer_batch(&mut self, mut batch: Batch) {
-        let mut parses = 0;
+        let mut confirmed = 0;
         for step in &batch.steps {
+            confirmed += usize::from(step.kind.changes_names());
             match &step.kind {
-                StepKind::Local(message, bytes) => {
-                    parses += usize::from(*message == Message::Parse);
-                    self.output.push(bytes);
-                }
+                StepKind::Local(_, bytes) => self.output.push(bytes),
                 StepKind::Control(message, statement, kept) => {
-                    parses += usize::from(*message == Message::Parse);
                     if *message == Message::Describe && self.is_of_statement(&step.frame) {
                         let types = statement.types();
                         backend::write_parameter_description(self.output.tail(), types);
                     }
                     if let Err(refusal) = self.control(*message, statement, kept) {
-                        self.take_back_names(batch.named, parses);
+                        self.take_back_names(batch.named, confirmed);
                         self.hospital_before = batch.hospital_before;
                         self.take_back_hospital();
                         self.refuse(refusal);

@@ -47,9 +47,22 @@ pub(super) enum StepKind {
     Flush,
 }
 
-/// Names given away by Parse messages, with what they meant before, in the order of the messages.
-/// No name: it was closed again.
-pub(in crate::session) type GivenNames = Vec<(Option<Box<[u8]>>, Option<Arc<Statement>>)>;
+/// What the Parse, Close and DEALLOCATE messages of a batch did to its client's names, in their order.
+pub(in crate::session) type NameChanges = Vec<statements::Change>;
+
+impl StepKind {
+    /// It has an entry among the [`NameChanges`].
+    pub(super) fn changes_names(&self) -> bool {
+        matches!(
+            self,
+            Self::Parse(_)
+                | Self::CloseStatement
+                | Self::Own(Message::Parse)
+                | Self::Local(Message::Parse | Message::CloseStatement, _)
+                | Self::Control(Message::Parse, ..)
+        )
+    }
+}
 
 /// A portal on the server that is held.
 pub(in crate::session) struct Portal {
@@ -94,8 +107,8 @@ pub(super) struct Batch {
     pub(super) route: Option<Route>,
     pub(super) needs_server: bool,
     pub(super) has_sync: bool,
-    /// Names that this batch gave away, with what they meant before, to take back what fails.
-    pub(super) named: GivenNames,
+    /// Names that this batch gave or took, to take back what fails.
+    pub(super) named: NameChanges,
     pub(super) portals: Vec<LookedPortal>,
     /// As `portals`, of those that go to a server; filled in by `complete_run`.
     pub(super) bound: Vec<Portal>,

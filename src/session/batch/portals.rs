@@ -79,6 +79,9 @@ impl Session {
             }
             return Ok(StepKind::DiscardAll);
         }
+        if let (Message::Execute, Effect::Deallocate(of)) = (message, &only.effect) {
+            return self.deallocate_step(batch, of.as_deref());
+        }
         let mut out = BytesMut::new();
         if message == Message::Describe {
             Self::describe_locally(only).write_description(&mut out);
@@ -87,6 +90,23 @@ impl Session {
             local.write_result(&mut out);
         }
         Ok(StepKind::Local(message, out.freeze()))
+    }
+
+    /// Execute of a DEALLOCATE that is answered here.
+    fn deallocate_step(
+        &mut self,
+        batch: &mut Batch,
+        name: Option<&str>,
+    ) -> Result<StepKind, Trouble> {
+        if matches!(self.block, Block::Failed(_)) {
+            return Err(refusals::in_failed_transaction().into());
+        }
+        let (local, change) = self.deallocate(name)?;
+        let change = self.unless_described(batch, change);
+        batch.named.push(change);
+        let mut out = BytesMut::new();
+        local.write_result(&mut out);
+        Ok(StepKind::Local(Message::CloseStatement, out.freeze()))
     }
 
     /// What an Execute does to the meaning of what follows it in the batch.
@@ -133,7 +153,7 @@ impl Session {
         text: &str,
     ) -> Result<answer::Local, Trouble> {
         batch.ledger_before.get_or_insert_with(|| Box::new(self.ledger.clone()));
-        if !matches!(only.effect, Effect::Show(_) | Effect::Deallocate(_)) {
+        if !matches!(only.effect, Effect::Show(_)) {
             batch.hospital_before.get_or_insert_with(|| self.ledger.hospital_mark());
         }
         let bound = batch.portals.iter().find(|bound| *bound.name == *portal);
