@@ -11,6 +11,7 @@ use crate::catalog::Snapshot;
 use crate::route::{Bound, Role, Route, TextValues, Values, refusals, refuse_text};
 use crate::server::{Expect, Message};
 use crate::shard_map::ShardId;
+use crate::sql::catalog::parse_search_path;
 use crate::sql::{Analysis, Discard, Effect};
 use crate::wire::backend::{self, ErrorReply};
 use crate::wire::{HEADER_BYTES, TxnStatus, frontend};
@@ -331,6 +332,7 @@ impl Session {
         values: &dyn Values,
         batch: Option<Bound>,
     ) -> Result<Route, ErrorReply> {
+        self.check_hidden(snapshot, analysis)?;
         let config = self.services.config.load();
         let bound = self.attached.as_ref().map(|attached| attached.bound).or(batch);
         let view = self.view(&config, bound);
@@ -348,6 +350,29 @@ impl Session {
                 Ok(Route::One { hospital: None, shard: ShardId(0), role })
             }
             route => Ok(route),
+        }
+    }
+
+    /// A temporary table may have come to stand before a table that was looked at: under another
+    /// search_path its name was free, or the other was made later. What columns it has, and hence
+    /// which of them is the key's, nobody knows.
+    fn check_hidden(&self, snapshot: &Snapshot, analysis: &Analysis) -> Result<(), ErrorReply> {
+        let temporary = self.ledger.temporary();
+        let is_sharded = analysis.statements.iter().any(|of| !of.sharded.is_empty());
+        if temporary.is_empty() || !is_sharded || self.is_unguarded() {
+            return Ok(());
+        }
+        let Some(path) = parse_search_path(&self.names.search_path, &self.names.role) else {
+            return Ok(());
+        };
+        let path: Vec<&str> = path.iter().map(String::as_str).collect();
+        let is_there = |name: &&String| snapshot.catalog.resolve(None, name, &path).is_some();
+        match temporary.keys().find(is_there) {
+            None => Ok(()),
+            Some(name) => Err(refusals::unsupported(
+                &format!("sharded tables while temporary table \"{name}\" stands before another"),
+                "End it with DISCARD TEMP.",
+            )),
         }
     }
 

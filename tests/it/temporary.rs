@@ -249,6 +249,27 @@ fn a_name_that_may_be_another_tables_by_then_is_refused() {
     }
 }
 
+/// By the columns of the table that pgward knows, the first one would be the key.
+#[tokio::test]
+async fn no_temporary_table_stands_before_a_table_that_was_looked_at() {
+    let shards = shards();
+    let ward = ward(&[]);
+    let client = ward.connect().await;
+    let (here, there) = (shards.hospital(1, 2), shards.hospital(1, 3));
+    run(&client, &[&format!("SET pgward.hospital_id = '{here}'"), "SET search_path = pg_catalog"])
+        .await;
+    run(&client, &["CREATE TEMP TABLE patients (x uuid, hospital_id uuid)"]).await;
+    run(&client, &[&format!("INSERT INTO patients VALUES ('{there}', '{here}')")]).await;
+    run(&client, &["SET search_path = public"]).await;
+    let read = format!(
+        "SELECT p.name FROM (SELECT * FROM patients WHERE hospital_id = '{here}') AS of (key)
+         JOIN public.patients p ON p.hospital_id = of.key"
+    );
+    assert_eq!(refusal(&client, &read).await.0, "0A000");
+    run(&client, &["DISCARD TEMP"]).await;
+    assert_eq!(simple(&client, &read).await.expect("rows").len(), 4);
+}
+
 #[test]
 fn psql_copies_into_a_temporary_table() {
     let shards = shards();
