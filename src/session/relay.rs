@@ -316,6 +316,10 @@ impl Session {
                             server.is_opaque |= effect != Confirmed::Nothing;
                         }
                         running.has_changed = true;
+                        if matches!(effect, Confirmed::Temporary(Temporary::Makes { .. })) {
+                            // What is prepared from now on may have the types of its columns.
+                            server.is_opaque = true;
+                        }
                         if effect == Confirmed::DiscardAll {
                             server.prepared.clear();
                         }

@@ -270,6 +270,42 @@ async fn no_temporary_table_stands_before_a_table_that_was_looked_at() {
     assert_eq!(simple(&client, &read).await.expect("rows").len(), 4);
 }
 
+/// Postgres takes a parameter for what the column was when the statement was parsed.
+#[test]
+fn a_statement_of_one_sessions_table_is_not_anothers() {
+    let shards = shards();
+    let id = shards.hospital(1, 2);
+    let ward = ward(&[ONE_SERVER, TRUST]);
+    let begin = |raw: &mut Raw, kind: &str| {
+        for sql in [
+            &format!("SET pgward.hospital_id = '{id}'"),
+            "BEGIN",
+            &format!("CREATE TEMP TABLE staged (x {kind}) ON COMMIT DROP"),
+        ] {
+            raw.send(&query(sql));
+            raw.until(b'Z').expect(sql);
+        }
+    };
+    let fill = b"\0s\0\0\0\0\x01\0\0\0\x03007\0\0";
+    let fill = [message(b'B', &[fill]), execute(), sync()].concat();
+    let end = |raw: &mut Raw, parts: &[Vec<u8>]| {
+        raw.send(
+            &[parts, &[query("SELECT 'has ' || x FROM staged"), query("COMMIT")]].concat().concat(),
+        );
+        let answers = (0..3).flat_map(|_| raw.until(b'Z').expect("an answer"));
+        let row = answers.collect::<Vec<_>>().into_iter().find(|m| m.tag == b'D').expect("a row");
+        String::from_utf8_lossy(&row.body[6..]).into_owned()
+    };
+    let insert = parse_as("s", "INSERT INTO staged VALUES ($1)");
+    let (mut one, mut two) = (Raw::login(&ward), Raw::login(&ward));
+    begin(&mut one, "text");
+    assert_eq!(end(&mut one, &[insert.clone(), fill.clone()]), "has 007");
+    begin(&mut two, "int");
+    assert_eq!(end(&mut two, &[insert, fill.clone()]), "has 7");
+    begin(&mut one, "text");
+    assert_eq!(end(&mut one, &[fill]), "has 007");
+}
+
 #[test]
 fn psql_copies_into_a_temporary_table() {
     let shards = shards();
