@@ -161,6 +161,13 @@ impl Block {
 
     fn on_control_failed(&mut self, control: &Transaction) -> Answer {
         match control {
+            // What it began with may have been set on the server that is gone: a client that goes on
+            // would be in another transaction than it thinks, or in none.
+            Transaction::Commit { chain: true } | Transaction::Rollback { chain: true }
+                if matches!(self, Self::Failed(None)) =>
+            {
+                Answer::Refused(refusals::lost_chain())
+            }
             // COMMIT of a failed transaction is a ROLLBACK, and says so.
             Transaction::Commit { chain } | Transaction::Rollback { chain } => {
                 self.end("ROLLBACK", *chain)
@@ -328,6 +335,12 @@ mod tests {
         block.lose();
         let back = block.on_control(&Transaction::RollbackTo("a".into()), b"");
         assert!(matches!(back, Answer::Refused(r) if r.sqlstate == "40001"));
+        for chained in [Transaction::Rollback { chain: true }, Transaction::Commit { chain: true }]
+        {
+            let refused = block.on_control(&chained, b"");
+            assert!(matches!(refused, Answer::Refused(r) if r.sqlstate == "40001"));
+            assert_eq!(block.status(), TxnStatus::Failed);
+        }
         let rollback = Transaction::Rollback { chain: false };
         assert_eq!(block.on_control(&rollback, b""), Answer::Tag("ROLLBACK"));
     }

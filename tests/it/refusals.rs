@@ -447,6 +447,7 @@ fn of_servers() -> Vec<Row> {
             server_lost_in_transaction(SHARD),
         ),
         ("lost_savepoint", "ROLLBACK TO in a transaction whose server was lost", lost_savepoint()),
+        ("lost_chain", "AND CHAIN behind a transaction whose server was lost", lost_chain()),
         (
             "server_lost_reading",
             "the server was lost while it answered a read outside a transaction",

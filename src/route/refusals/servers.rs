@@ -119,6 +119,16 @@ pub fn lost_savepoint() -> Refusal {
     .with_hint("Roll back and run the transaction again.")
 }
 
+/// AND CHAIN behind a transaction whose server was lost.
+pub fn lost_chain() -> Refusal {
+    Refusal::error(
+        sqlstate::SERIALIZATION_FAILURE,
+        "no transaction can be chained to one that was lost with its server",
+    )
+    .with_detail("Nothing of the transaction is stored.")
+    .with_hint("Roll back without AND CHAIN and run the transaction again.")
+}
+
 /// The server was lost while it answered a read outside a transaction.
 pub fn server_lost_reading(shard: ShardId) -> Refusal {
     Refusal::error(
