@@ -112,6 +112,9 @@ fn search_path_is_never_another_than_pgward_thinks() {
     let mut wrong: Vec<String> = Vec::new();
     let in_block = |rest: Vec<Vec<u8>>| [begin(), rest].concat();
 
+    let hospital =
+        keyed.replace("SELECT count(*) FROM hospitals WHERE id", "SET pgward.hospital_id");
+
     // Bound under one search_path and run under another.
     let late = |sql: &str| {
         [parse_as("s", sql), bind_to("p", "s"), run(set), execute_portal("p", 0), sync()].concat()
@@ -253,6 +256,18 @@ fn search_path_is_never_another_than_pgward_thinks() {
         (
             "EXECUTE in a portal",
             vec![q("PREPARE e AS SELECT name FROM regions"), late("EXECUTE e")],
+        ),
+        (
+            "committed in a batch that fails, on a server that is kept",
+            vec![
+                q(&hospital),
+                q("LISTEN x"),
+                q("BEGIN"),
+                q(&keyed),
+                q(set),
+                [run(&hospital), run("COMMIT"), execute_portal("none", 0), sync()].concat(),
+                q(READ),
+            ],
         ),
         (
             "a savepoint that was released",

@@ -142,6 +142,10 @@ fn a_name_that_may_be_another_tables_by_then_is_refused() {
     let in_block = || vec![query("BEGIN"), query("CREATE TEMP TABLE stolen (name text)")];
     let in_savepoint = || [vec![query("BEGIN"), query("SAVEPOINT a")], make()].concat();
     let back = || vec![query("ROLLBACK TO a")];
+    let set = format!("SET pgward.hospital_id = '{id}'");
+    // For this one the session stays with its server.
+    let keep = || query("CREATE TEMP TABLE keep (x int)");
+    let no_portal = || message(b'E', &[b"none\0\0\0\0\0"]);
     let late = |sql: &str| {
         let bound = [parse_as("s", sql), bind_to("p", "s")].concat();
         let run = message(b'E', &[b"p\0\0\0\0\0"]);
@@ -175,6 +179,11 @@ fn a_name_that_may_be_another_tables_by_then_is_refused() {
                 query("CREATE TEMP TABLE stolen (name text)"),
                 [bind_to("", "s"), execute(), sync()].concat(),
             ],
+        ),
+        (
+            "COMMIT of a DROP in a batch that fails",
+            [vec![keep()], make(), vec![query("BEGIN"), query("DROP TABLE stolen")]].concat(),
+            vec![[member(&set), member("COMMIT"), no_portal(), sync()].concat(), query(steal)],
         ),
         ("COPY in a portal", make(), late("COPY stolen TO STDOUT")),
         ("EXECUTE in a portal", [make(), vec![query(prepare)]].concat(), late("EXECUTE e")),
@@ -232,14 +241,14 @@ fn a_name_that_may_be_another_tables_by_then_is_refused() {
             bytes
         };
         let mut raw = Raw::login(&ward);
-        for request in [query(&format!("SET pgward.hospital_id = '{id}'"))].iter().chain(&before) {
+        for request in [query(&set)].iter().chain(&before) {
             raw.send(&renamed(request));
             raw.until(b'Z').expect(name);
         }
         requests.iter().for_each(|piece| raw.send(&renamed(piece)));
-        raw.send(&[query("ROLLBACK"), query("SHOW pgward.hospital_id")].concat());
+        raw.send(&[query("ROLLBACK"), query("SELECT 'the end'")].concat());
         let mut answers = Vec::new();
-        let is_last = |m: &Message| m.tag == b'D' && m.body.ends_with(id.to_string().as_bytes());
+        let is_last = |m: &Message| m.tag == b'D' && m.body.ends_with(b"the end");
         while !answers.iter().any(is_last) {
             answers.extend(raw.until(b'Z').unwrap_or_else(|| panic!("{name}: {answers:?}")));
         }
