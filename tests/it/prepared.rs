@@ -284,6 +284,12 @@ fn run(statement: &str) -> Vec<u8> {
     [bound(statement), execute(), sync()].concat()
 }
 
+/// A map without replicas: what is made beside pgward is there at once.
+fn primaries() -> String {
+    let shards = shards();
+    shards.map_with(|shard| (shards.primary.port(), None, shard))
+}
+
 /// The first column of the only row that `bytes` are answered with.
 fn first(raw: &mut Raw, bytes: &[u8]) -> String {
     raw.send(bytes);
@@ -523,7 +529,8 @@ fn member(sql: &str) -> Vec<u8> {
 fn a_hospital_that_was_set_in_an_earlier_piece_holds_however_often_the_rest_is_looked_at() {
     let shards = shards();
     let config = [TRUST, ("health", "catalog_refresh_s = 3600"), ("guard", "mode = \"route\"")];
-    let ward = Ward::start(shards, &WardOptions { config: &config, ..Default::default() });
+    let map = Some(primaries());
+    let ward = Ward::start(shards, &WardOptions { config: &config, map });
     let (one, two) = (shards.hospital(0, 2), shards.hospital(3, 3));
     let mut raw = Raw::login(&ward);
     let bind_to = |id: uuid::Uuid| format!("SET pgward.hospital_id = '{id}'");
@@ -634,7 +641,8 @@ fn what_is_taken_away_behind_an_error_stays() {
 fn a_batch_that_is_looked_at_twice_takes_away_once() {
     let shards = shards();
     let config = [TRUST, ("health", "catalog_refresh_s = 3600")];
-    let ward = Ward::start(shards, &WardOptions { config: &config, ..Default::default() });
+    let map = Some(primaries());
+    let ward = Ward::start(shards, &WardOptions { config: &config, map });
     let mut raw = Raw::login(&ward);
     let id = shards.hospital(1, 2);
     let texts =
