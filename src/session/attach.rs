@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::block::{Block, Pending};
 use super::directory::{CancelTarget, Cancels, Client};
 use super::pins::{self, Pin, Pins};
-use super::run::Run;
+use super::run::{Run, add_names};
 use super::welcome::reads_single_bytes;
 use super::{Attached, End, READ_AHEAD_BYTES, Session, params};
 use crate::auth::{ServerCredentials, ServerSecret};
@@ -109,7 +109,7 @@ impl Session {
             pins: Pins::default(),
             pin_change: pins::Change::None,
             may_set: false,
-            custom_names: Vec::new(),
+            custom_names: Default::default(),
             copying: None,
             has_doubtful_portals: false,
             portals: Vec::new(),
@@ -306,7 +306,7 @@ impl Session {
         attached.may_end |= run.may_end;
         attached.pin_change = attached.pin_change.max(run.pin_change);
         attached.may_set |= run.is_opaque;
-        attached.custom_names.extend(run.custom_names.iter().cloned());
+        add_names(&mut attached.custom_names, run.custom_names.iter().cloned());
         if run.is_load {
             attached.pins.insert(Pin::Load);
         }

@@ -170,7 +170,7 @@ pub(crate) struct Attached {
     /// It may have changed settings that its statements do not name.
     may_set: bool,
     /// Custom settings that it may have set so.
-    custom_names: Vec<String>,
+    custom_names: std::collections::BTreeSet<String>,
     /// The COPY that is under way between two relays.
     copying: Option<relay::Copying>,
     /// A batch failed in this block: what names stand for that are not among `portals` is not known.

@@ -1,7 +1,7 @@
 //! What a request will do: where it goes, and what its statements do to the session once the server
 //! has confirmed them. Built by `query` and `batch`, carried through `attach`, `relay` and `settle`.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use super::block::Block;
@@ -28,7 +28,7 @@ pub(super) struct Run {
     /// It may change what can't be seen.
     pub is_opaque: bool,
     /// Parameters of what is opaque that may be names of custom settings.
-    pub custom_names: Vec<String>,
+    pub custom_names: BTreeSet<String>,
     /// What it may do to the causes for which the session keeps its server.
     pub pin_change: pins::Change,
     /// It loads a library, which nothing undoes.
@@ -99,6 +99,19 @@ pub(super) struct Change {
     pub is_local: bool,
 }
 
+/// Names of custom settings that a transaction may make pgward ask for.
+const ASKED_NAMES_MAX: usize = 64;
+
+/// Adds names, while there is room: they come from the client, in any number.
+pub(super) fn add_names(names: &mut BTreeSet<String>, more: impl IntoIterator<Item = String>) {
+    for name in more {
+        if names.len() >= ASKED_NAMES_MAX {
+            return;
+        }
+        names.insert(name);
+    }
+}
+
 /// As many parameters are looked at for names of settings.
 const CUSTOM_NAMES_MAX: u16 = 8;
 
@@ -111,7 +124,7 @@ impl Run {
             may_commit: false,
             may_end: false,
             is_opaque: false,
-            custom_names: Vec::new(),
+            custom_names: BTreeSet::new(),
             pin_change: pins::Change::None,
             is_load: false,
             effects: VecDeque::new(),
@@ -289,8 +302,8 @@ impl Run {
             Effect::Opaque => {
                 self.is_opaque = true;
                 let texts = (1..=CUSTOM_NAMES_MAX).map_while(|n| values.param(n));
-                self.custom_names
-                    .extend(texts.filter_map(|(_, bytes)| params::custom_name(bytes?)));
+                let names = texts.filter_map(|(_, bytes)| params::custom_name(bytes?));
+                add_names(&mut self.custom_names, names);
                 self.may_commit = true;
                 self.may_end = true;
                 Confirmed::Nothing

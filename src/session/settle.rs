@@ -58,6 +58,8 @@ impl Session {
                 attached.may_set = may_set;
                 settings = Box::pin(ask_for_pins(&mut attached, change, &question)).await;
             }
+            // Also where nobody asks: the server may be kept for long.
+            attached.custom_names.clear();
             if self.mode == PoolMode::Session && self.is_chosen(&attached) {
                 attached.pins.insert(Pin::SessionMode);
             }
@@ -76,7 +78,8 @@ impl Session {
     /// [`pins::QUESTION`], and what the server's session has set: custom settings one by one.
     fn settings_question(&self, attached: &mut Attached) -> String {
         let known = self.ledger.settings().keys().filter(|name| name.contains('.')).cloned();
-        let names: BTreeSet<String> = attached.custom_names.drain(..).chain(known).collect();
+        let names: BTreeSet<String> =
+            std::mem::take(&mut attached.custom_names).into_iter().chain(known).collect();
         let mut question = [pins::QUESTION, pins::SETTINGS_QUESTION].concat();
         for name in names {
             let (shown, name) =
