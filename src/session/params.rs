@@ -48,7 +48,10 @@ pub fn custom_name(bytes: &[u8]) -> Option<String> {
             && part.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '$'))
     };
     let text = std::str::from_utf8(bytes).ok().filter(|text| text.len() < 64)?;
-    (text.contains('.') && text.split('.').all(is_word)).then(|| text.to_ascii_lowercase())
+    let is_name = text.contains('.') && text.split('.').all(is_word);
+    // Those of pgward's own are no server's.
+    let name = is_name.then(|| text.to_ascii_lowercase());
+    name.filter(|name| !name.starts_with("pgward."))
 }
 
 /// Its value counts even where it ends with the transaction.
